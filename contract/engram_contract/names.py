@@ -1,0 +1,59 @@
+"""Every name on which the two planes must agree: group, kinds, labels, files, ports, environment, roles.
+
+Promises: no other file of the planes spells the API domain or an environment variable of ours. Pure; standard
+library only.
+"""
+
+import hashlib
+from typing import Final
+
+GROUP: Final = "engram.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+CLUSTER_KIND: Final = "MemoryCluster"
+TENANT_KIND: Final = "MemoryTenant"
+
+INJECT_LABEL: Final = f"{GROUP}/inject"
+AGENT_LABEL: Final = f"{GROUP}/agent"
+TENANT_ANNOTATION: Final = f"{GROUP}/tenant"
+PROTECTED_LABEL: Final = f"{GROUP}/protected"
+
+# Outside the ranges of other sidecars (3500, 4140-4191, 9090, 15000-15090, 50001): both may stand in one pod.
+HTTP_PORT: Final = 7711
+ADMIN_PORT: Final = 7712
+
+ENV_URL: Final = "ENGRAM_URL"
+ENV_HTTP_PORT: Final = "ENGRAM_HTTP_PORT"
+ENV_ADMIN_PORT: Final = "ENGRAM_ADMIN_PORT"
+ENV_HOST: Final = "ENGRAM_HOST"
+ENV_CONFIG_DIR: Final = "ENGRAM_CONFIG_DIR"
+
+# The files of a sidecar's configuration directory: a mount in a cluster, a folder in local mode.
+MAP_FILE: Final = "map.json"
+POLICY_FILE: Final = "policy.json"
+CREDENTIALS_FILE: Final = "credentials.json"
+
+SCHEMA: Final = "engram"
+SHARED_DATABASE: Final = "engram"
+OWNER_ROLE: Final = "engram_owner"
+TENANT_GROUP_ROLE: Final = "engram_tenant"
+
+# Class EG is free: the SQL standard leaves classes that begin with E to T to implementations, PostgreSQL uses F0,
+# HV, P0 and XX.
+FENCE_SQLSTATE: Final = "EG001"
+
+PROBLEM_BASE: Final = f"https://{GROUP}/problems/"
+
+
+def length_prefixed(*parts: str) -> bytes:
+    """The parts as bytes in which no part can reach into the next: two different tuples never give the same bytes."""
+    encoded = (part.encode() for part in parts)
+    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+
+
+def tenant_role(namespace: str, name: str) -> str:
+    """The Postgres role of a tenant, which is also the value of every `tenant` column.
+
+    A hash, because Postgres cuts names at 63 bytes without an error; 34 characters.
+    """
+    return "t_" + hashlib.sha256(length_prefixed(namespace, name)).hexdigest()[:32]

@@ -1,0 +1,223 @@
+"""The sections of a MemoryCluster: storage, Postgres, pooler, cache, backups, sweeps, access.
+
+Each keeps its own rules when it is made, with paths from its own side. Names are the CRD's in snake_case; amounts carry
+our unit, so the field `size_bytes` is the member `size`. Pure; standard library only.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Final
+
+from engram_contract.kinds import Bytes, Cpu, Duration, OneOf, Pairs, Schedule, Text, Whole
+from engram_contract.policy import DAY_S, HTTP_URL, SUBDOMAIN
+from engram_contract.resource import BadSpec
+from engram_contract.selector import LabelSelector
+
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+TIB: Final = 1 << 40
+
+VOLUME: Final = Bytes(256 * MIB, 64 * TIB)  # below, Postgres' own WAL fills the volume
+MEMORY: Final = Bytes(16 * MIB, 16 * TIB)
+SECRET_KEY: Final = Text(253, r"^[-._a-zA-Z0-9]+$", "the key of a Secret")
+
+# Each would change where Postgres listens or keeps its data, what Patroni and replication rest on, what a commit
+# promises, or whether the fence and row-level security hold.
+OWNED_PARAMETERS: Final = (
+    "allow_system_table_mods",
+    "cluster_name",
+    "config_file",
+    "data_directory",
+    "default_transaction_isolation",
+    "external_pid_file",
+    "fsync",
+    "full_page_writes",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "listen_addresses",
+    "max_slot_wal_keep_size",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "restore_command",
+    "row_security",
+    "session_replication_role",
+    "synchronous_commit",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+    "wal_level",
+    "wal_log_hints",
+    "zero_damaged_pages",
+)
+OWNED_PREFIXES: Final = ("archive_", "recovery_", "ssl")
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKeyRef:
+    """One key of a Secret in the resource's namespace."""
+
+    name: Annotated[str, SUBDOMAIN]
+    key: Annotated[str, SECRET_KEY]
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A whole Secret in the resource's namespace; the field that holds it says which keys it needs."""
+
+    name: Annotated[str, SUBDOMAIN]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The volume of each Postgres server of a Managed cluster."""
+
+    size_bytes: Annotated[int, VOLUME] = 10 * GIB
+    storage_class_name: Annotated[str | None, SUBDOMAIN] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What the scheduler sets aside for each Postgres server."""
+
+    cpu_millis: Annotated[int, Cpu()] = 250
+    memory_bytes: Annotated[int, MEMORY] = 512 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What each Postgres server may take at most; None is no limit."""
+
+    cpu_millis: Annotated[int | None, Cpu()] = None
+    memory_bytes: Annotated[int | None, MEMORY] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """CPU and memory of each Postgres server."""
+
+    requests: Requests = field(default_factory=Requests)
+    limits: Ceilings = field(default_factory=Ceilings)
+
+    def __post_init__(self) -> None:
+        if self.limits.cpu_millis is not None and self.limits.cpu_millis < self.requests.cpu_millis:
+            raise BadSpec("requests.cpu", "is above limits.cpu")
+        if self.limits.memory_bytes is not None and self.limits.memory_bytes < self.requests.memory_bytes:
+            raise BadSpec("requests.memory", "is above limits.memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """The database engine of a Managed cluster."""
+
+    version: Annotated[int, OneOf((16, 18))] = 18
+    resources: Resources = field(default_factory=Resources)
+    parameters: Annotated[
+        tuple[tuple[str, str], ...],
+        Pairs(
+            Text(63, r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)?$", "the name of a setting in lower case"),
+            Text(1024, r"^[^\x00-\x1f\x7f]*$", "text without control characters", min_chars=0),  # one line of a file
+            max_items=64,
+            takes_numbers=True,
+        ),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        for name, _ in self.parameters:
+            if name in OWNED_PARAMETERS or name.startswith(OWNED_PREFIXES):
+                raise BadSpec(f"parameters.{name}", "is set by Engram itself")
+
+
+@dataclass(frozen=True, slots=True)
+class Pooler:
+    """PgBouncer in front of each shard, in transaction mode, one pool per tenant."""
+
+    enabled: bool = False
+    max_connections: Annotated[int, Whole(1, 10_000)] = 60
+
+
+class CacheProvider(StrEnum):
+    """Who runs the Redis of the second cache level."""
+
+    MANAGED = "Managed"
+    EXTERNAL = "External"
+    NONE = "None"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCache:
+    """The first cache level, in each sidecar. Whichever of the two bounds is met first, counts."""
+
+    entries: Annotated[int, Whole(0, 10_000_000)] = 1_000
+    capacity_bytes: Annotated[int, Bytes(MIB, 16 * GIB)] = 64 * MIB
+    ttl_s: Annotated[int, Duration()] = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The two cache levels. Without Redis (None) the first works on with a shorter bound."""
+
+    provider: CacheProvider = CacheProvider.MANAGED
+    url: Annotated[
+        str | None,
+        Text(2048, r"^rediss?://[-._:\[\]A-Za-z0-9]+(/[0-9]{1,3})?$", "a redis:// or rediss:// URL without user and password"),
+    ] = None
+    secret_ref: SecretKeyRef | None = None
+    capacity_bytes: Annotated[int, Bytes(16 * MIB, TIB)] = 256 * MIB
+    ttl_s: Annotated[int, Duration()] = 3_600
+    local: LocalCache = field(default_factory=LocalCache)
+
+    def __post_init__(self) -> None:
+        given = (self.url is not None) + (self.secret_ref is not None)
+        if given != (self.provider is CacheProvider.EXTERNAL):
+            raise BadSpec("provider", "External needs exactly one of url and secretRef, the others take neither")
+
+
+@dataclass(frozen=True, slots=True)
+class S3:
+    """A bucket for backups. The Secret has `accessKeyId` and `secretAccessKey`; without it the pod's identity is used."""
+
+    bucket: Annotated[str, Text(63, r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$", "the name of a bucket", min_chars=3)]
+    prefix: Annotated[str, Text(512, r"^[-!_.()/A-Za-z0-9]*$", "a safe prefix of object keys", min_chars=0)] = (
+        "memory-backups/"
+    )
+    endpoint: Annotated[str | None, HTTP_URL] = None
+    region: Annotated[str | None, Text(64, r"^[-a-z0-9]+$", "the name of a region")] = None
+    secret_ref: SecretRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupVolume:
+    """A volume of its own for backups, one per cluster."""
+
+    size_bytes: Annotated[int, VOLUME] = 10 * GIB
+    storage_class_name: Annotated[str | None, SUBDOMAIN] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """When backups are made, where they go and how long they stay (0 s: until deleted by hand)."""
+
+    schedule: Annotated[str, Schedule()] = "0 2 * * *"
+    restore_test_schedule: Annotated[str, Schedule()] = "0 5 * * 0"
+    suspend: bool = False
+    retention_s: Annotated[int, Duration()] = 30 * DAY_S
+    s3: S3 | None = None
+    local: BackupVolume | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """The daily jobs on old memories. 0 s turns one off; none deletes before the tenant's own retention has passed."""
+
+    schedule: Annotated[str, Schedule()] = "0 3 * * *"
+    archive_after_s: Annotated[int, Duration()] = 30 * DAY_S
+    delete_after_s: Annotated[int, Duration()] = 90 * DAY_S
+    low_access_after_s: Annotated[int, Duration()] = 7 * DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Which namespaces beside the cluster's own may have tenants; None is no other."""
+
+    namespace_selector: LabelSelector | None = None

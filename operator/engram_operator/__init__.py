@@ -1,0 +1,1 @@
+"""Control plane: turns the resources into shards, tenants and maps."""

@@ -1,0 +1,1 @@
+"""The doors of the control plane: one file per thing outside."""

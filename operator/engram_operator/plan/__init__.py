@@ -1,0 +1,1 @@
+"""Pure deciders: what is wanted and what is seen, to steps."""

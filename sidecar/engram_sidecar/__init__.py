@@ -1,0 +1,1 @@
+"""Data plane: the memory that an agent reaches on localhost. Knows no Kubernetes API."""

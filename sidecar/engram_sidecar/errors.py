@@ -1,0 +1,110 @@
+"""Errors of the data plane: one leaf per different reaction of the caller; `problems.py` maps each to a status.
+
+SidecarError
+├── BadConfig            the process cannot start: mend the named file or variable
+├── PortTaken            the process cannot start: choose another port
+├── BadRequest           400: the request's form is wrong, mend the caller
+├── Unprocessable        422: members are wrong, each named
+├── TooLarge             413: send less
+├── NotFound             404
+├── PreconditionFailed   412: read again, then decide
+├── FailedDependency     424: another operation of the batch failed on the same shard, so this one did not happen
+├── ShardReadOnly        409: this memory takes no change until its shard is Active again
+├── ShardUnavailable     503: try again later
+├── OutcomeUnknown       503: the write may have happened; read before trying again
+├── DeadlineExceeded     504: the time was over before an answer
+└── SlotMoved            never leaves the pipeline: read the map anew and ask the new owner
+"""
+
+from dataclasses import dataclass
+
+
+class SidecarError(Exception):
+    """Root of the data plane's errors."""
+
+
+class BadConfig(SidecarError):
+    """A file or a variable of the configuration is missing or wrong; the message names it."""
+
+
+class PortTaken(SidecarError):
+    """Another process listens on the port."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"{host}:{port} is in use")
+        self.port = port
+
+
+class BadRequest(SidecarError):
+    """The request is not of the form that the interface takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """One wrong member: a JSON pointer into the body (RFC 6901) or the name of a query parameter, and the reason."""
+
+    place: str
+    detail: str
+    is_parameter: bool = False
+
+
+class Unprocessable(SidecarError):
+    """Well-formed, but members are wrong."""
+
+    def __init__(self, *flaws: Flaw) -> None:
+        super().__init__("; ".join(f"{flaw.place or 'body'}: {flaw.detail}" for flaw in flaws))
+        self.flaws = flaws
+
+
+class TooLarge(SidecarError):
+    """More than `limit` of `what` (a unit in it)."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"at most {limit} {what}")
+        self.limit = limit
+
+
+class NotFound(SidecarError):
+    """No such memory, or none any more."""
+
+
+class PreconditionFailed(SidecarError):
+    """If-Match or If-None-Match did not hold."""
+
+
+class FailedDependency(SidecarError):
+    """Not done, because another write of the batch to the same shard failed."""
+
+
+class ShardReadOnly(SidecarError):
+    """The memory's shard takes no writes."""
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(f"shard {shard} is read-only")
+        self.shard = shard
+
+
+class ShardUnavailable(SidecarError):
+    """The memory's shard does not answer. `reason` is short and holds no secret."""
+
+    def __init__(self, shard: str, reason: str, retry_after_s: int = 1) -> None:
+        super().__init__(f"shard {shard}: {reason}")
+        self.shard = shard
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class OutcomeUnknown(ShardUnavailable):
+    """The connection was lost between a write and its answer."""
+
+
+class DeadlineExceeded(ShardUnavailable):
+    """The shard did not answer in time."""
+
+
+class SlotMoved(SidecarError):
+    """The shard does not own the slot: our map is old."""
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(f"shard {shard} does not own the slot")
+        self.shard = shard

@@ -1,0 +1,124 @@
+"""Strict JSON (RFC 8259) from outside: every text that Postgres or another reader would take differently is refused.
+
+Refused, each with a reason: not UTF-8, NaN and Infinity, numbers beyond a double or integers beyond 64 bits,
+duplicate names, U+0000 and lone surrogates (Postgres stores neither), nesting deeper than the limit. What passes
+survives a round trip through `jsonb` unchanged. Pure.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Final, NoReturn
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+_LONGEST_INT64: Final = len(str(INT64_MIN))
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+
+
+class BadJson(ValueError):
+    """The text is not JSON that can be stored."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        reason = f"the name {double!r} stands twice in one object"
+        raise BadJson(reason)
+    return members
+
+
+def _constant(text: str) -> NoReturn:
+    reason = f"{text} is not JSON"
+    raise BadJson(reason)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        reason = f"the number {text[:40]} is beyond a double"
+        raise BadJson(reason)
+    return number
+
+
+def _int64(text: str) -> int:
+    if len(text) > _LONGEST_INT64 or not INT64_MIN <= int(text) <= INT64_MAX:
+        reason = f"the integer {text[:40]} is beyond 64 bits"
+        raise BadJson(reason)
+    return int(text)
+
+
+def parse(raw: bytes, *, max_depth: int) -> object:
+    """The value of a JSON text in UTF-8. Raises BadJson."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 at byte {error.start}"
+        raise BadJson(reason) from error
+    if text.startswith("\ufeff"):
+        reason = "a byte order mark is not JSON"
+        raise BadJson(reason)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite, parse_int=_int64
+        )
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise BadJson(reason) from error
+    except RecursionError as error:
+        reason = f"nested deeper than {max_depth} levels"
+        raise BadJson(reason) from error
+    # Both walks are needed only where the text gives cause for them.
+    if text.count("[") + text.count("{") > max_depth and _depth(value) > max_depth:
+        reason = f"nested deeper than {max_depth} levels"
+        raise BadJson(reason)
+    if "\\u" in text and any(_UNSTORABLE.search(string) for string in strings(value)):
+        reason = "a string holds U+0000 or a lone surrogate"
+        raise BadJson(reason)
+    return value
+
+
+def parse_stored(text: str) -> object:
+    """The value of JSON text from the store. `jsonb` prints the double 1e22 as digits: a double again here."""
+    return json.loads(text, parse_int=_stored_number)
+
+
+def _stored_number(digits: str) -> int | float:
+    number = int(digits) if len(digits) <= _LONGEST_INT64 else INT64_MAX + 1
+    return number if INT64_MIN <= number <= INT64_MAX else float(digits)
+
+
+def _depth(value: object) -> int:
+    depth = 0
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
+        depth += 1
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
+        ]
+    return depth
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every string in a JSON value, names of members included, in no stated order."""
+    stack = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, str):
+            yield top
+        elif isinstance(top, dict):
+            yield from top
+            stack.extend(top.values())
+        elif isinstance(top, list):
+            stack.extend(top)
+
+
+def is_storable(text: str) -> bool:
+    """True if Postgres can hold the text: no U+0000, no lone surrogate."""
+    return _UNSTORABLE.search(text) is None

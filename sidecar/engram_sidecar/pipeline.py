@@ -1,0 +1,382 @@
+"""The story of one request: admit -> locate -> (caches) -> choose a node -> ask -> answer.
+
+Stages, in order; nothing goes back but a stale map:
+1. admit    the tenant's policy: its retention bounds the time to live
+2. locate   the id, the name or the routing key gives the slot, the map gives the shard; the map is read once per
+attempt
+3. caches   none yet: every read asks the store. They will stand between locate and ask, and a write will drop
+entries after ask
+4. choose   routing.py: the primary of the shard, or why there is none
+5. ask      writes.py and store.py: one attempt
+A shard that does not own the slot (SlotMoved) is asked for its map; with a newer one the request starts over, at most
+MAP_ATTEMPTS times.
+
+Promises
+1. An answer of success was committed by the shard that owns the slot.
+2. A list or a search names every shard that it lacks.
+3. Writes of a batch on one shard happen together or not at all; outcomes stand in the order of the operations.
+"""
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, TypeVar
+
+from engram_contract.placement import Traits, named_id, routing_key, slot_for_new, user_slot
+from engram_contract.policy import Limits, Policy
+from engram_contract.shardmap import NoActiveShard, Shard, ShardMap, ShardState, Strategy
+from engram_contract.slots import MemoryId, uuid7
+from engram_sidecar import ranking, routing
+from engram_sidecar.errors import Flaw, NotFound, ShardUnavailable, SidecarError, SlotMoved, Unprocessable
+from engram_sidecar.indexing import Indexer
+from engram_sidecar.records import (
+    Cursor,
+    Delete,
+    Draft,
+    Found,
+    Get,
+    Hit,
+    Memory,
+    Patch,
+    Put,
+    Selection,
+    ShardFailure,
+    ShardReport,
+)
+from engram_sidecar.store import Place, Store, to_memory
+from engram_sidecar.topology import Topology
+from engram_sidecar.writes import Operation, Outcome, Rules, Run, delete_memory, fetch_memories, put_memory, write_group
+
+log = logging.getLogger(__name__)
+
+MAP_ATTEMPTS: Final = 3
+SIZE_CACHE_S: Final = 30.0  # how many memories there are moves the order of hits little
+MIN_SHARD_LIMIT: Final = 5  # requirements 1.2: a shard is asked for at least so many
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a pipeline takes from outside: Unix time in seconds, monotonic seconds, random bytes."""
+
+    now_s: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    random_bytes: Callable[[int], bytes]
+
+
+class Pipeline:
+    """Answers one tenant's requests."""
+
+    def __init__(
+        self, store: Store, topology: Topology, policy: Policy, limits: Limits, world: World, timeout_s: float
+    ) -> None:
+        self._store = store
+        self._topology = topology
+        self._policy = policy
+        self._limits = limits
+        self._world = world
+        self._timeout_s = timeout_s
+        self._indexer = Indexer(topology.current.tenant)
+        self._sizes: dict[str, tuple[float, int]] = {}
+        self._mean_terms: dict[str, float] = {}
+
+    # One memory
+
+    def id_of(self, draft: Draft) -> MemoryId:
+        """The id of a named memory. Raises ValueError for a draft without a key."""
+        shard_map = self._topology.current
+        if draft.name is None:
+            raise ValueError(draft)
+        return named_id(shard_map.strategy, shard_map.tenant, draft.name)
+
+    def new_id(self, draft: Draft) -> MemoryId:
+        """A new id in the slot that the strategy says. Raises ShardUnavailable if no shard takes new memories."""
+        shard_map = self._topology.current
+        now_s = self._world.now_s()
+        traits = Traits(draft.user, draft.content, draft.type, datetime.fromtimestamp(now_s, UTC))
+        try:
+            slot = slot_for_new(shard_map, routing_key(shard_map.strategy, shard_map.tenant, traits))
+        except NoActiveShard as error:
+            names = ", ".join(shard.id for shard in shard_map.shards)
+            raise ShardUnavailable(names, "no shard is Active, so new memories have nowhere to go", 30) from error
+        return MemoryId(slot, uuid7(int(now_s * 1000), self._world.random_bytes(10)))
+
+    async def get(self, memory_id: MemoryId) -> Hit:
+        """The live memory. Raises NotFound."""
+
+        async def attempt(shard_map: ShardMap) -> Hit:
+            place = routing.place_to_read(shard_map, memory_id.slot)
+            [memory] = await fetch_memories(self._reader(place), place, [Get(memory_id)])
+            if memory is None:
+                raise NotFound(str(memory_id))
+            return Hit(memory, place.shard)
+
+        return await self._with_map(attempt)
+
+    async def put(self, put: Put) -> Hit:
+        """The memory as it is now stored. Raises Unprocessable, PreconditionFailed."""
+        self._check_identity(put.id, put.draft)
+        indexed = await self._indexer.index(put.draft)
+
+        async def attempt(shard_map: ShardMap) -> Hit:
+            place = routing.place_to_write(shard_map, put.id.slot)
+            memory = await put_memory(self._writer(place), place, put, indexed, self._policy.retention_s or None)
+            return Hit(memory, place.shard)
+
+        return await self._with_map(attempt)
+
+    async def patch(self, patch: Patch) -> Hit:
+        """The memory after a merge patch. Raises NotFound, PreconditionFailed, Unprocessable."""
+
+        async def attempt(shard_map: ShardMap) -> Hit:
+            place = routing.place_to_write(shard_map, patch.id.slot)
+            [outcome] = await write_group(self._store, place, [patch], self._rules(), self._timeout_s)
+            if not isinstance(outcome, Memory):
+                raise outcome or NotFound(str(patch.id))
+            return Hit(outcome, place.shard)
+
+        return await self._with_map(attempt)
+
+    async def delete(self, delete: Delete) -> None:
+        """The memory is gone. Raises NotFound, PreconditionFailed."""
+
+        async def attempt(shard_map: ShardMap) -> None:
+            place = routing.place_to_write(shard_map, delete.id.slot)
+            await delete_memory(self._writer(place), place, delete)
+
+        await self._with_map(attempt)
+
+    # Several memories
+
+    async def batch(self, operations: Sequence[Operation]) -> list[tuple[Outcome, str]]:
+        """(outcome, shard) of each operation, in order. A shard that failed concerns its operations only."""
+        outcomes: list[tuple[Outcome, str]] = [(None, "")] * len(operations)
+        waiting = list(enumerate(operations))
+        for _ in range(MAP_ATTEMPTS):
+            shard_map = self._topology.current
+            groups: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
+            for number, operation in waiting:
+                groups[shard_map.shard_of(operation.id.slot).id].append((number, operation))
+            answers = await asyncio.gather(*(self._run_group(shard_map, group) for group in groups.values()))
+            waiting = []
+            for (shard, group), answer in zip(groups.items(), answers, strict=True):
+                if isinstance(answer, SlotMoved):
+                    waiting.extend(group)
+                    await self._learn_map(shard_map, shard)
+                    continue
+                for (number, _op), outcome in zip(group, answer, strict=True):
+                    outcomes[number] = (outcome, shard)
+            if not waiting:
+                return outcomes
+        for number, operation in waiting:
+            shard = self._topology.current.shard_of(operation.id.slot).id
+            outcomes[number] = (ShardUnavailable(shard, "the slot is moving"), shard)
+        return outcomes
+
+    async def _run_group(
+        self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]]
+    ) -> "Sequence[Outcome] | SlotMoved":
+        operations = [operation for _, operation in group]
+        slot = operations[0].id.slot
+        only_reads = all(isinstance(operation, Get) for operation in operations)
+        try:
+            if only_reads:
+                place = routing.place_to_read(shard_map, slot)
+                gets = [operation for operation in operations if isinstance(operation, Get)]
+                memories = await fetch_memories(self._reader(place), place, gets)
+                return [memory or NotFound(str(get.id)) for get, memory in zip(gets, memories, strict=True)]
+            place = routing.place_to_write(shard_map, slot)
+            for operation in operations:
+                if isinstance(operation, Put):
+                    self._check_identity(operation.id, operation.draft)
+            return await write_group(self._store, place, operations, self._rules(), self._timeout_s)
+        except SlotMoved as moved:
+            return moved
+        except SidecarError as failure:
+            return [failure] * len(operations)
+
+    async def list_newest(self, selection: Selection, limit: int, after: Cursor | None) -> Found:
+        """The newest memories of a selection, below the cursor."""
+
+        async def ask(shard_map: ShardMap, place: Place) -> list[Hit]:
+            bounds = (None, None) if after is None else (after.created, after.id)
+            rows = await self._store.read(
+                place,
+                "list_memories",
+                *_selected(selection),
+                *bounds,
+                max(limit + 1, MIN_SHARD_LIMIT),
+                shard_map.epoch,
+                timeout_s=self._timeout_s,
+            )
+            return [Hit(to_memory(row), place.shard) for row in rows]
+
+        async def attempt(shard_map: ShardMap) -> Found:
+            hits, failures = await self._scatter(shard_map, selection, ask)
+            page = ranking.merge_newest(hits, limit)
+            last = page[-1].memory if len(hits) > len(page) else None
+            return Found(page, failures, None if last is None else Cursor(last.created, str(last.id.uuid)))
+
+        return await self._with_map(attempt)
+
+    async def search(self, query: str, selection: Selection, limit: int) -> Found:
+        """The best memories for a query; of stop words only, or none, the newest ones, unscored."""
+        lexemes = self._indexer.lexemes(query)
+        if not lexemes:
+            newest = await self.list_newest(selection, limit, None)
+            return Found(newest.hits, newest.failures)
+
+        async def attempt(shard_map: ShardMap) -> Found:
+            counts, lost = await self._scatter(shard_map, selection, lambda _, place: self._count(place, lexemes))
+            frequencies: Counter[str] = Counter(dict.fromkeys(lexemes, 0))
+            for _shard, counted in counts:
+                frequencies.update(counted)
+            answered = [shard for shard, _ in counts]
+            memories = sum(self._sizes[shard][1] for shard in answered)
+            mean_terms = sum(self._sizes[s][1] * self._mean_terms[s] for s in answered) / max(memories, 1)
+            ranked = ranking.rank(memories, frequencies)
+            if not ranked.finders:
+                return Found((), lost, legs=("lexical",))
+
+            async def ask(shard_map: ShardMap, place: Place) -> list[Hit]:
+                rows = await self._store.read(
+                    place,
+                    "search_memories",
+                    " | ".join(f"'{lexeme}'" for lexeme in ranked.finders),
+                    [f"'{lexeme}'" for lexeme in ranked.weights],
+                    list(ranked.weights.values()),
+                    mean_terms,
+                    ranking.MAX_CANDIDATES,
+                    *_selected(selection),
+                    max(limit, MIN_SHARD_LIMIT),
+                    shard_map.epoch,
+                    timeout_s=self._timeout_s,
+                )
+                return [Hit(to_memory(row), place.shard, min(max(row["score"], 0.0), 1.0)) for row in rows]
+
+            hits, failures = await self._scatter(shard_map, selection, ask, without=lost)
+            return Found(ranking.merge_best(hits, limit), (*lost, *failures), legs=("lexical",))
+
+        return await self._with_map(attempt)
+
+    async def _count(self, place: Place, lexemes: Sequence[str]) -> list[tuple[str, dict[str, int]]]:
+        """In how many memories of one shard each lexeme stands; refreshes what is known of the shard's size."""
+        now_s = self._world.monotonic_s()
+        known = self._sizes.get(place.shard)
+        if known is None or known[0] < now_s:
+            [size] = await self._store.read(place, "tenant_size", timeout_s=self._timeout_s)
+            self._sizes[place.shard] = (now_s + SIZE_CACHE_S, size["memories"])
+            self._mean_terms[place.shard] = size["mean_terms"]
+        rows = await self._store.read(
+            place, "count_lexemes", list(lexemes), ranking.FREQUENCY_CAP, timeout_s=self._timeout_s
+        )
+        return [(place.shard, {row["lexeme"]: row["memories"] for row in rows})]
+
+    async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
+        """The map and its shards, with the number of live memories if asked for."""
+        shard_map = self._topology.current
+
+        async def report(shard: Shard) -> ShardReport:
+            if not with_counts:
+                return ShardReport(shard)
+            try:
+                [row] = await self._store.read(routing.primary(shard), "count_memories", timeout_s=self._timeout_s)
+            except ShardUnavailable as error:
+                return ShardReport(shard, error=error.reason)
+            return ShardReport(shard, memories=row["memories"])
+
+        return shard_map, list(await asyncio.gather(*(report(shard) for shard in shard_map.shards)))
+
+    # What all of them share
+
+    async def _scatter(
+        self,
+        shard_map: ShardMap,
+        selection: Selection,
+        ask: Callable[[ShardMap, Place], Awaitable[list[Answer]]],
+        without: Sequence[ShardFailure] = (),
+    ) -> tuple[list[Answer], tuple[ShardFailure, ...]]:
+        """What the selection's shards answered, and those that did not.
+
+        Raises ShardUnavailable if none did, SlotMoved if our map is old.
+        """
+        lost = {failure.shard for failure in without}
+        asked = [shard for shard in routing.shards_to_search(shard_map, selection) if shard.id not in lost]
+
+        async def ask_one(shard: Shard) -> list[Answer] | ShardUnavailable:
+            try:
+                if shard.state is ShardState.MAINTENANCE:
+                    return ShardUnavailable(shard.id, routing.MAINTENANCE, 30)
+                return await ask(shard_map, routing.primary(shard))
+            except ShardUnavailable as error:
+                return error
+
+        answers = await asyncio.gather(*(ask_one(shard) for shard in asked))
+        failures = [answer for answer in answers if isinstance(answer, ShardUnavailable)]
+        if failures and len(failures) == len(asked):
+            raise failures[0]
+        found = [one for answer in answers if not isinstance(answer, ShardUnavailable) for one in answer]
+        return found, tuple(ShardFailure(failure.shard, failure.reason) for failure in failures)
+
+    async def _with_map(self, attempt: Callable[[ShardMap], Awaitable[Answer]]) -> Answer:
+        """The attempt's answer with the map in force, or with a newer one that a shard knows."""
+        last = SlotMoved("")
+        for _ in range(MAP_ATTEMPTS):
+            shard_map = self._topology.current
+            try:
+                return await attempt(shard_map)
+            except SlotMoved as moved:
+                last = moved
+                await self._learn_map(shard_map, moved.shard)
+        raise ShardUnavailable(last.shard, "the slot is moving") from last
+
+    async def _learn_map(self, shard_map: ShardMap, shard: str) -> None:
+        """Takes over the shard's map if it is newer than ours."""
+        rows = await self._store.read(routing.primary(shard_map.shard(shard)), "get_map", timeout_s=self._timeout_s)
+        if rows:
+            self._topology.offer(ShardMap.from_json(rows[0]["map"]))
+
+    def _reader(self, place: Place) -> Run:
+        return partial(self._store.read, place, timeout_s=self._timeout_s)
+
+    def _writer(self, place: Place) -> Run:
+        return partial(self._store.write, place, timeout_s=self._timeout_s)
+
+    def _rules(self) -> Rules:
+        return Rules(self._indexer, self._limits, self._policy.retention_s or None, self._check_identity)
+
+    def _check_identity(self, memory_id: MemoryId, draft: Draft) -> None:
+        """Raises Unprocessable if a memory with this id cannot be called so, or cannot be found again by its user."""
+        shard_map = self._topology.current
+        if memory_id.is_named or draft.name is not None:
+            if draft.name is None or self.id_of(draft) != memory_id:
+                raise Unprocessable(Flaw("/key", "user, namespace and key are the memory's name, fixed at creation"))
+            return
+        is_by_user = shard_map.strategy is Strategy.USER and not shard_map.scattered
+        if is_by_user and user_slot(shard_map.tenant, draft.user) != memory_id.slot:
+            raise Unprocessable(Flaw("/user", "the user is fixed at creation: the id's slot belongs to another user"))
+
+
+def _selected(selection: Selection) -> tuple[object, ...]:
+    """The arguments of a selection.
+
+    The range of a namespace prefix ends before the successor of its last part: in the collation "C" nothing stands
+    between a text and the same with U+0001 behind it.
+    """
+    namespace = list(selection.namespace) or None
+    end = None if namespace is None else [*namespace[:-1], namespace[-1] + "\x01"]
+    return (
+        selection.user,
+        selection.agent,
+        selection.session,
+        selection.type,
+        namespace,
+        end,
+        selection.filter_path,
+        selection.filter_vars,
+    )

@@ -1,0 +1,184 @@
+"""The nouns of the data plane: what a request asks for and what a memory is. Values only."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from engram_contract.placement import Name
+from engram_contract.shardmap import Shard
+from engram_contract.slots import MemoryId
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ETag:
+    """Which state of a memory: its version, and its creation in microseconds since 1970.
+
+    The creation, because a memory that was deleted and made again counts from 1 anew.
+    """
+
+    version: int
+    created_us: int
+
+    def __str__(self) -> str:
+        """The strong entity tag of RFC 9110 section 8.8.3, quotes included."""
+        return f'"{self.version:x}-{self.created_us:x}"'
+
+    @property
+    def created(self) -> datetime:
+        """The creation as a time."""
+        return EPOCH + timedelta(microseconds=self.created_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One stored memory. `value` is JSON text, times are in UTC."""
+
+    id: MemoryId
+    namespace: tuple[str, ...]
+    key: str | None
+    type: str
+    user: str | None
+    agent: str | None
+    session: str | None
+    content: str
+    value: str
+    importance: float | None
+    created: datetime
+    updated: datetime
+    expires: datetime | None
+    version: int
+
+    @property
+    def etag(self) -> ETag:
+        """The tag of this state."""
+        return ETag(self.version, (self.created - EPOCH) // timedelta(microseconds=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a caller wants stored. `value` is JSON text; `ttl_s` None means the tenant's retention."""
+
+    content: str = ""
+    value: str = "null"
+    type: str = "episodic"
+    user: str | None = None
+    agent: str | None = None
+    session: str | None = None
+    namespace: tuple[str, ...] = ()
+    key: str | None = None
+    importance: float | None = None
+    ttl_s: float | None = None
+
+    @property
+    def name(self) -> Name | None:
+        """What the memory is called, or None if it has no key."""
+        return None if self.key is None else Name(self.user, self.namespace, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """If-Match and If-None-Match of a write (RFC 9110 section 13). `must_exist` and `must_be_absent` are their `*`."""
+
+    must_exist: bool = False
+    must_be_absent: bool = False
+    if_match: tuple[ETag, ...] | None = None
+    if_none_match: tuple[ETag, ...] = ()
+
+
+ALWAYS: Final = Conditions()
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read one memory."""
+
+    id: MemoryId
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store one memory whole. `keeps_expiry` leaves the time of expiry of an existing memory as it is."""
+
+    id: MemoryId
+    draft: Draft
+    conditions: Conditions = ALWAYS
+    keeps_expiry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Change members of one memory: a JSON merge patch (RFC 7396) on its write members."""
+
+    id: MemoryId
+    patch: dict[str, object]
+    conditions: Conditions = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove one memory."""
+
+    id: MemoryId
+    conditions: Conditions = ALWAYS
+
+
+Write = Put | Patch | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which memories a list or a search looks at. `namespace` is a prefix of whole parts; () is every namespace."""
+
+    user: str | None = None
+    agent: str | None = None
+    session: str | None = None
+    type: str | None = None
+    namespace: tuple[str, ...] = ()
+    filter_path: str | None = None  # a jsonpath predicate, see filters.py
+    filter_vars: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a page ended: the next one starts below this creation time and id."""
+
+    created: datetime
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A memory that was found. `score` is 0 to 1, higher is better; None where nothing was scored."""
+
+    memory: Memory
+    shard: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard whose memories are missing from an answer, and why."""
+
+    shard: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer of a list or a search. Complete only if no shard failed."""
+
+    hits: tuple[Hit, ...]
+    failures: tuple[ShardFailure, ...] = ()
+    next: Cursor | None = None
+    legs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """A shard of the map; `memories` if they were counted, `error` if they could not be."""
+
+    shard: Shard
+    memories: int | None = None
+    error: str | None = None

@@ -1,0 +1,41 @@
+"""Which shards and nodes a request asks. Pure: map and request in, places out.
+
+Writes and, in this version, reads go to the primary, so a caller always reads its own writes. A place is taken from
+the map anew for every request; nothing here remembers.
+"""
+
+from engram_contract.placement import user_slot
+from engram_contract.shardmap import Shard, ShardMap, ShardState, Strategy
+from engram_sidecar.errors import ShardReadOnly, ShardUnavailable
+from engram_sidecar.records import Selection
+from engram_sidecar.store import Place
+
+MAINTENANCE = "maintenance"
+
+
+def primary(shard: Shard) -> Place:
+    """The place of a shard's primary."""
+    return Place(shard.id, shard.nodes[0], shard.database)
+
+
+def place_to_read(shard_map: ShardMap, slot: int) -> Place:
+    """Where a memory of the slot is read; raises ShardUnavailable during maintenance."""
+    shard = shard_map.shard_of(slot)
+    if shard.state is ShardState.MAINTENANCE:
+        raise ShardUnavailable(shard.id, MAINTENANCE, retry_after_s=30)
+    return primary(shard)
+
+
+def place_to_write(shard_map: ShardMap, slot: int) -> Place:
+    """Where a memory of the slot is changed; raises ShardReadOnly, or ShardUnavailable during maintenance."""
+    shard = shard_map.shard_of(slot)
+    if shard.state is ShardState.READONLY:
+        raise ShardReadOnly(shard.id)
+    return place_to_read(shard_map, slot)
+
+
+def shards_to_search(shard_map: ShardMap, selection: Selection) -> tuple[Shard, ...]:
+    """The shards that may hold memories of the selection: one where the user tells, else all that own a slot."""
+    if selection.user is not None and shard_map.strategy is Strategy.USER and not shard_map.scattered:
+        return (shard_map.shard_of(user_slot(shard_map.tenant, selection.user)),)
+    return tuple(shard for shard in shard_map.shards if shard_map.slots_of(shard.id))

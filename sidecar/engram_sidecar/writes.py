@@ -1,0 +1,282 @@
+"""How memories are changed in one shard: single statements, and groups that happen together.
+
+Promises
+1. A condition is judged by the statement that writes, on the row it locked; nothing is lost between looking and
+writing.
+2. A write that changed nothing is explained by a second look: the slot is not ours, the memory is not there, or a
+tag was wrong.
+3. A group leaves either all its writes or none; its reads see the state before it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final, Protocol
+
+from engram_contract.policy import Limits
+from engram_contract.slots import MemoryId
+from engram_sidecar.errors import (
+    FailedDependency,
+    NotFound,
+    PreconditionFailed,
+    ShardUnavailable,
+    SidecarError,
+    SlotMoved,
+)
+from engram_sidecar.indexing import Indexed, Indexer
+from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Patch, Put
+from engram_sidecar.store import COLLISION_ATTEMPTS, Collision, Place, Row, Store, Transaction, to_memory
+from engram_sidecar.wire import apply_patch
+
+DELETE_ATTEMPTS: Final = 3
+
+Operation = Get | Put | Patch | Delete
+# What an operation came to: the memory read or stored, None for one that was removed, or why not.
+Outcome = Memory | None | SidecarError
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the tenant's policy and map say about writes.
+
+    `check_identity` raises Unprocessable if a draft cannot have the id.
+    """
+
+    indexer: Indexer
+    limits: Limits
+    retention_s: float | None
+    check_identity: Callable[[MemoryId, Draft], None]
+
+
+class Run(Protocol):
+    """Runs a named query: in a transaction of its own or in an open one."""
+
+    async def __call__(self, query: str, *args: object) -> list[Row]:
+        """The rows."""
+
+
+def _tags(tags: Sequence[ETag] | None) -> tuple[list[int] | None, list[object] | None]:
+    if tags is None:
+        return None, None
+    return [tag.version for tag in tags], [tag.created for tag in tags]
+
+
+def put_arguments(put: Put, indexed: Indexed, retention_s: float | None) -> tuple[object, ...]:
+    """The arguments of put_memory. The shorter of time to live and retention counts."""
+    draft = put.draft
+    bounds = [seconds for seconds in (draft.ttl_s, retention_s) if seconds is not None]
+    return (
+        put.id.slot, put.id.uuid, list(draft.namespace), draft.key, draft.type, draft.user, draft.agent, draft.session,
+        draft.content, draft.value, draft.importance, indexed.terms, indexed.term_count, min(bounds, default=None),
+        put.keeps_expiry, put.conditions.must_exist, put.conditions.must_be_absent,
+        *_tags(put.conditions.if_match), *_tags(put.conditions.if_none_match),
+    )  # fmt: skip
+
+
+def stored_memory(put: Put, row: Row) -> Memory:
+    """The memory after a put that answered this row."""
+    draft = put.draft
+    return Memory(
+        id=put.id,
+        namespace=draft.namespace,
+        key=draft.key,
+        type=draft.type,
+        user=draft.user,
+        agent=draft.agent,
+        session=draft.session,
+        content=draft.content,
+        value=draft.value,
+        importance=draft.importance,
+        created=row["created"],
+        updated=row["updated"],
+        expires=row["expires"],
+        version=row["version"],
+    )
+
+
+async def fetch_memories(run: Run, place: Place, gets: Sequence[Get]) -> list[Memory | None]:
+    """The live memories asked for, in order. Raises SlotMoved if the shard does not own one of the slots."""
+    rows = await run("get_memories", [get.id.slot for get in gets], [get.id.uuid for get in gets])
+    if not all(row["owned"] for row in rows):
+        raise SlotMoved(place.shard)
+    return [None if row["id"] is None else to_memory(row) for row in rows]
+
+
+async def put_memory(run: Run, place: Place, put: Put, indexed: Indexed, retention_s: float | None) -> Memory:
+    """The memory as it is now stored. Raises PreconditionFailed, SlotMoved."""
+    rows = await run("put_memory", *put_arguments(put, indexed, retention_s))
+    if not rows:
+        await fetch_memories(run, place, [Get(put.id)])
+        raise PreconditionFailed(_mismatch(put.conditions))
+    return stored_memory(put, rows[0])
+
+
+async def delete_memory(run: Run, place: Place, delete: Delete) -> None:
+    """The memory is gone. Raises NotFound, PreconditionFailed, SlotMoved."""
+    conditions = delete.conditions
+    tags = (*_tags(conditions.if_match), *_tags(conditions.if_none_match))
+    for _ in range(DELETE_ATTEMPTS):
+        if not conditions.must_be_absent and await run("delete_memory", delete.id.slot, delete.id.uuid, *tags):
+            return
+        [memory] = await fetch_memories(run, place, [Get(delete.id)])
+        if memory is None and not conditions.must_exist:
+            raise NotFound(str(delete.id))
+        if memory is None or conditions.must_be_absent or not is_met(conditions, memory):
+            raise PreconditionFailed(_mismatch(conditions))
+        # Made anew between the two statements: it is there to be removed after all.
+    raise PreconditionFailed(_mismatch(conditions))
+
+
+def is_met(conditions: Conditions, memory: Memory) -> bool:
+    """True if a write on this existing memory may go on."""
+    tag = memory.etag
+    return (
+        not conditions.must_be_absent
+        and (conditions.if_match is None or tag in conditions.if_match)
+        and tag not in conditions.if_none_match
+    )
+
+
+def _mismatch(conditions: Conditions) -> str:
+    if conditions.must_be_absent:
+        return "If-None-Match: the memory exists"
+    if conditions.if_match is None and conditions.must_exist:
+        return "If-Match: there is no such memory"
+    return "the memory's entity tag is another one now"
+
+
+async def write_group(
+    store: Store,
+    place: Place,
+    operations: Sequence[Operation],
+    rules: Rules,
+    timeout_s: float,
+) -> list[Outcome]:
+    """What each operation came to, in order.
+
+    After a failed one nothing of the group was written, and the other writes say so. Raises SlotMoved and the store's
+    failures, which concern the whole group.
+    """
+    indexed = {
+        number: await rules.indexer.index(op.draft) for number, op in enumerate(operations) if isinstance(op, Put)
+    }
+    for attempt in range(COLLISION_ATTEMPTS):
+        group = _Group(place, operations, indexed, rules)
+        try:
+            async with store.transaction(place, timeout_s) as transaction:
+                await group.run(transaction)
+        except _Undone:
+            return group.undone()
+        except Collision as collision:
+            if attempt + 1 == COLLISION_ATTEMPTS:
+                raise ShardUnavailable(place.shard, "too many writers of the same memories") from collision
+            continue
+        return group.outcomes
+    raise AssertionError  # the loop returns or raises
+
+
+class _Undone(Exception):
+    """Leaves the transaction so that it is rolled back."""
+
+
+class _Group:
+    """One run of a group in one transaction."""
+
+    def __init__(
+        self,
+        place: Place,
+        operations: Sequence[Operation],
+        indexed: dict[int, Indexed],
+        rules: Rules,
+    ) -> None:
+        self._place = place
+        self._operations = operations
+        self._indexed = indexed
+        self._rules = rules
+        self.outcomes: list[Outcome] = [FailedDependency()] * len(operations)
+
+    async def run(self, transaction: Transaction) -> None:
+        """Fills the outcomes; raises _Undone if a write failed."""
+        writes = [(n, op) for n, op in enumerate(self._operations) if not isinstance(op, Get)]
+        if writes:
+            ids = [op.id for _, op in writes]
+            await transaction.run("lock_memories", [i.slot for i in ids], [i.uuid for i in ids])
+        await self._read(transaction)
+        for kind, run in groupby(writes, key=lambda item: type(item[1])):
+            if kind is Put:
+                await self._put_run(transaction, [(n, op) for n, op in run if isinstance(op, Put)])
+            else:
+                for number, operation in run:
+                    await self._write(transaction, number, operation)
+
+    def undone(self) -> list[Outcome]:
+        """The outcomes when nothing was written: failures and reads stay, what had been done did not happen."""
+        return [
+            outcome if isinstance(outcome, SidecarError) or isinstance(operation, Get) else FailedDependency()
+            for operation, outcome in zip(self._operations, self.outcomes, strict=True)
+        ]
+
+    async def _read(self, transaction: Transaction) -> None:
+        gets = [(n, op) for n, op in enumerate(self._operations) if isinstance(op, Get)]
+        if not gets:
+            return
+        memories = await fetch_memories(transaction.run, self._place, [get for _, get in gets])
+        for (number, get), memory in zip(gets, memories, strict=True):
+            self.outcomes[number] = NotFound(str(get.id)) if memory is None else memory
+
+    async def _put_run(self, transaction: Transaction, puts: list[tuple[int, Put]]) -> None:
+        """Consecutive puts in one round trip. A row names its memory, so a missing one tells which put failed."""
+        if len({put.id for _, put in puts}) < len(puts):  # rows could not be told apart
+            for number, put in puts:
+                await self._write(transaction, number, put)
+            return
+        arguments = [put_arguments(put, self._indexed[number], self._rules.retention_s) for number, put in puts]
+        rows = iter(await transaction.run_many("put_memory", arguments))
+        row = next(rows, None)
+        for number, put in puts:
+            if row is None or (row["slot"], row["id"]) != (put.id.slot, put.id.uuid):
+                await fetch_memories(transaction.run, self._place, [Get(put.id)])
+                self.outcomes[number] = PreconditionFailed(_mismatch(put.conditions))
+                raise _Undone
+            self.outcomes[number] = stored_memory(put, row)
+            row = next(rows, None)
+
+    async def _write(self, transaction: Transaction, number: int, operation: Operation) -> None:
+        try:
+            if isinstance(operation, Patch):
+                self.outcomes[number] = await self._patch(transaction, operation)
+            elif isinstance(operation, Put):
+                indexed = self._indexed[number]
+                self.outcomes[number] = await put_memory(
+                    transaction.run, self._place, operation, indexed, self._rules.retention_s
+                )
+            elif isinstance(operation, Delete):
+                await delete_memory(transaction.run, self._place, operation)
+                self.outcomes[number] = None
+        except NotFound as absent:
+            self.outcomes[number] = absent
+            if isinstance(operation, Patch):
+                raise _Undone from absent
+        except SlotMoved:
+            raise
+        except SidecarError as failure:
+            self.outcomes[number] = failure
+            raise _Undone from failure
+
+    async def _patch(self, transaction: Transaction, patch: Patch) -> Memory:
+        """The memory after the patch. Its row is locked, so nobody comes between."""
+        [memory] = await fetch_memories(transaction.run, self._place, [Get(patch.id)])
+        if memory is None:
+            raise (
+                PreconditionFailed(_mismatch(patch.conditions))
+                if patch.conditions.must_exist
+                else NotFound(str(patch.id))
+            )
+        if not is_met(patch.conditions, memory):
+            raise PreconditionFailed(_mismatch(patch.conditions))
+        draft = apply_patch(memory, patch.patch, self._rules.limits)
+        self._rules.check_identity(patch.id, draft)
+        put = Put(patch.id, draft, Conditions(must_exist=True), keeps_expiry="ttl_s" not in patch.patch)
+        return await put_memory(
+            transaction.run, self._place, put, await self._rules.indexer.index(draft), self._rules.retention_s
+        )
