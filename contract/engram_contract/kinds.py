@@ -194,6 +194,8 @@ class Pairs:
         pairs = []
         for name, given in value.items():
             key = self.name.read(name, border)
+            if given is None and border.null_is_absent:
+                continue
             try:
                 pairs.append((key, self.text.read(self._as_text(given), border)))
             except Refused as refused:

@@ -209,8 +209,10 @@ def refuse_unknown(value: Mapping[Any, object], known: Iterable[str]) -> None:
 
 def near_miss(word: object, known: Iterable[str]) -> str:
     """`; did you mean ...?` if a known word is near, else nothing."""
+    if not isinstance(word, str):
+        return ""
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(word)[:_SHOWN_CHARS].lower(), by_lower, n=1)
+    near = difflib.get_close_matches(word[:_SHOWN_CHARS].lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 

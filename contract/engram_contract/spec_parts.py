@@ -160,7 +160,7 @@ class Cache:
     provider: CacheProvider = CacheProvider.MANAGED
     url: Annotated[
         str | None,
-        Text(2048, r"^rediss?://[-._:\[\]A-Za-z0-9]+(/[0-9]{1,3})?$", "a redis:// or rediss:// URL without user and password"),
+        Text(2048, r"^rediss?://[-._:\[\]A-Za-z0-9]+(/[0-9]{1,3})?$", "a redis(s) URL without user and password"),
     ] = None
     secret_ref: SecretKeyRef | None = None
     capacity_bytes: Annotated[int, Bytes(16 * MIB, TIB)] = 256 * MIB
@@ -175,7 +175,7 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class S3:
-    """A bucket for backups. The Secret has `accessKeyId` and `secretAccessKey`; without it the pod's identity is used."""
+    """A bucket. The Secret has `accessKeyId` and `secretAccessKey`; without it the pod's identity counts."""
 
     bucket: Annotated[str, Text(63, r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$", "the name of a bucket", min_chars=3)]
     prefix: Annotated[str, Text(512, r"^[-!_.()/A-Za-z0-9]*$", "a safe prefix of object keys", min_chars=0)] = (

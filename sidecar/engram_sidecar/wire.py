@@ -205,7 +205,8 @@ def parse_selection(document: Mapping[str, object], limits: Limits, place: str, 
             flaws.append(Flaw(member if is_query else f"{place}/{member}", str(wrong), is_parameter=is_query))
     if flaws:
         raise Unprocessable(*flaws)
-    path, variables = parse_filter(document["filter"], f"{place}/filter") if document.get("filter") else (None, "{}")
+    wanted = document.get("filter")
+    path, variables = (None, "{}") if wanted is None else parse_filter(wanted, f"{place}/filter")
     return Selection(**found, filter_path=path, filter_vars=variables)  # type: ignore[arg-type]
 
 

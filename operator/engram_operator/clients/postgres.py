@@ -99,9 +99,25 @@ async def migrate(admin: Admin, database: str, identity: ShardIdentity, *, with_
 
     Raises ForeignDatabase, MigrationConflict (ValueError) or DatabaseUnreachable.
     """
-    await _create_database(admin, database)
+    async with _alone(admin) as maintenance:
+        await _create_database(maintenance, database)
+        return await _migrate_alone(admin, database, identity, with_post=with_post)
+
+
+@asynccontextmanager
+async def _alone(admin: Admin) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection that keeps every other operator from changing databases and roles of this server.
+
+    A lock of the session: gone with the connection, however that ends.
+    """
+    async with _connection(admin, "postgres") as connection:
+        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        yield connection
+
+
+async def _migrate_alone(admin: Admin, database: str, identity: ShardIdentity, *, with_post: bool) -> Migrated:
     async with _connection(admin, database) as connection:
-        # Session level: held over the transactions below, gone with the connection however that ends.
+        # Here too: the server goes on with the statement of an operator that was killed, after its idle sessions ended.
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         applied = await _fetch_applied(connection, identity)
         plan = plan_migrations(available_migrations(), applied, with_post=with_post)
@@ -112,14 +128,9 @@ async def migrate(admin: Admin, database: str, identity: ShardIdentity, *, with_
         return Migrated(tuple(m.name for m in plan), version, has_vector)
 
 
-async def _create_database(admin: Admin, database: str) -> None:
-    async with _connection(admin, "postgres") as connection:
-        if await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
-            return
-        try:
-            await connection.execute(f"CREATE DATABASE {_quoted(database)} TEMPLATE template0 ENCODING 'UTF8'")
-        except asyncpg.DuplicateDatabaseError:
-            return  # made by another operator between the two statements
+async def _create_database(connection: "asyncpg.Connection[asyncpg.Record]", database: str) -> None:
+    if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
+        await connection.execute(f"CREATE DATABASE {_quoted(database)} TEMPLATE template0 ENCODING 'UTF8'")
 
 
 async def _fetch_applied(connection: "asyncpg.Connection[asyncpg.Record]", identity: ShardIdentity) -> dict[int, str]:
@@ -189,7 +200,7 @@ async def apply_tenant(admin: Admin, database: str, role: str, password: str) ->
     if _ROLE.fullmatch(role) is None:
         reason = f"{role!r} is not the role of a tenant"
         raise ValueError(reason)
-    async with _connection(admin, database) as connection, connection.transaction():
+    async with _alone(admin), _connection(admin, database) as connection, connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
         if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
             await connection.execute(f"CREATE ROLE {role} LOGIN")

@@ -1,0 +1,201 @@
+"""The fence and the map in a shard: no write lands after the fence, no stale sidecar reads a frozen copy, epochs never go back."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from engram_contract.shardmap import ShardMap, SlotRange
+from engram_operator.clients.postgres import fetch_map, publish_map
+from engram_operator.errors import FenceBusy, StaleEpoch
+from engram_sidecar.settings import Settings
+from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, write_config
+
+ROUNDS = 150
+INSERT = """
+    INSERT INTO engram.memories (tenant, slot, id, namespace, type, content, value, created, updated, version, terms, term_count)
+    VALUES (current_user, $1, gen_random_uuid(), '{}', 'episodic', $2, 'null', now(), now(), 1, '', 0)
+"""
+
+
+def owned_by(shard_map: ShardMap, shard: str) -> ShardMap:
+    """The next map, in which one shard owns every slot."""
+    return replace(shard_map, epoch=shard_map.epoch + 1, ranges=(SlotRange(0, 16383, shard),))
+
+
+async def test_no_write_lands_after_the_fence(servers: tuple[RealServer, RealServer], tmp_path: Path) -> None:
+    """Writers race the operator; what was counted when the fence was up is all there ever is."""
+    tenant = await create_tenant("raced", servers, tmp_path, database="fence_race")
+    server = servers[0]
+    writers = [await server.connect("fence_race", tenant.role) for _ in range(4)]
+    checker = await server.connect("fence_race")
+    refused = 0
+
+    async def write_until_refused(connection: Any, number: int) -> None:
+        nonlocal refused
+        try:
+            while True:
+                await connection.execute(INSERT, 5, f"round {number}")
+        except asyncpg.PostgresError as error:
+            assert error.sqlstate == "EG001", error
+            refused += 1
+
+    shard_map = tenant.shard_map
+    for number in range(ROUNDS):
+        tasks = [asyncio.create_task(write_until_refused(writer, number)) for writer in writers]
+        while await checker.fetchval("SELECT count(*) FROM engram.memories WHERE content = $1", f"round {number}") == 0:
+            pass
+        shard_map = owned_by(shard_map, "s1")
+        await publish_map(server.admin, "s0", shard_map)
+        fenced = await checker.fetchval("SELECT count(*) FROM engram.memories")
+        await asyncio.gather(*tasks)
+        assert await checker.fetchval("SELECT count(*) FROM engram.memories") == fenced
+        shard_map = owned_by(shard_map, "s0")
+        await publish_map(server.admin, "s0", shard_map)
+    assert refused == ROUNDS * len(writers)
+    for connection in (*writers, checker):
+        await connection.close()
+
+
+async def test_updates_and_deletes_meet_the_fence_too(servers: tuple[RealServer, RealServer], tmp_path: Path) -> None:
+    tenant = await create_tenant("fenced", servers, tmp_path, database="fence_kinds")
+    async with servers[0].session("fence_kinds", tenant.role) as connection:
+        await connection.execute(INSERT, 5, "x")
+        await publish_map(servers[0].admin, "s0", owned_by(tenant.shard_map, "s1"))
+        for statement in ("UPDATE engram.memories SET content = 'y'", "DELETE FROM engram.memories"):
+            with pytest.raises(asyncpg.PostgresError) as caught:
+                await connection.execute(statement)
+            assert caught.value.sqlstate == "EG001"
+
+
+@pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
+async def test_a_write_in_another_isolation_level_is_refused(
+    servers: tuple[RealServer, RealServer], tenant: Tenant, level: str
+) -> None:
+    async with servers[0].session(tenant.database, tenant.role) as connection:
+        with pytest.raises(asyncpg.FeatureNotSupportedError, match="READ COMMITTED"):
+            async with connection.transaction(isolation=level):
+                await connection.execute(INSERT, 5, "x")
+
+
+@pytest.mark.parametrize("change", ["slot = 6", "id = gen_random_uuid()"])
+async def test_the_place_of_a_memory_is_fixed(
+    servers: tuple[RealServer, RealServer], tmp_path: Path, change: str
+) -> None:
+    tenant = await create_tenant("fixed", servers, tmp_path, database="fence_fixed")
+    async with servers[0].session("fence_fixed", tenant.role) as connection:
+        await connection.execute(INSERT, 5, "x")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(f"UPDATE engram.memories SET {change}")
+
+
+async def test_an_older_map_is_refused_and_the_same_map_is_welcome(
+    servers: tuple[RealServer, RealServer], tmp_path: Path
+) -> None:
+    tenant = await create_tenant("epochs", servers, tmp_path, database="fence_epochs")
+    newer = owned_by(tenant.shard_map, "s0")
+    await publish_map(servers[0].admin, "s0", newer)
+    await publish_map(servers[0].admin, "s0", newer)
+    for stale in (tenant.shard_map, replace(owned_by(tenant.shard_map, "s1"), epoch=newer.epoch)):
+        with pytest.raises(StaleEpoch):
+            await publish_map(servers[0].admin, "s0", stale)
+    assert await fetch_map(servers[0].admin, "fence_epochs", tenant.role) == newer
+
+
+async def test_a_writer_that_does_not_end_holds_the_fence_down(
+    servers: tuple[RealServer, RealServer], tmp_path: Path
+) -> None:
+    tenant = await create_tenant("stuck", servers, tmp_path, database="fence_stuck")
+    async with servers[0].session("fence_stuck", tenant.role) as connection:
+        async with connection.transaction():
+            await connection.execute(INSERT, 5, "x")
+            with pytest.raises(FenceBusy):
+                await publish_map(servers[0].admin, "s0", owned_by(tenant.shard_map, "s1"))
+        await connection.execute(INSERT, 5, "still ours")
+
+
+@pytest.fixture
+def moved(servers: tuple[RealServer, RealServer], tmp_path: Path) -> tuple[Tenant, ShardMap]:
+    """A tenant whose slots all went to s1 after its sidecar's folder was written."""
+    name = f"moved-{tmp_path.name[-20:].strip('_0').replace('_', '-').lower()}"
+
+    async def stage() -> tuple[Tenant, ShardMap]:
+        tenant = await create_tenant(name, servers, tmp_path)
+        new_map = owned_by(tenant.shard_map, "s1")
+        return tenant, new_map
+
+    return asyncio.run(stage())
+
+
+def publish_everywhere(tenant: Tenant, shard_map: ShardMap) -> None:
+    async def publish() -> None:
+        for number, server in enumerate(tenant.servers):
+            await publish_map(server.admin, f"s{number}", shard_map)
+
+    asyncio.run(publish())
+
+
+def test_a_stale_sidecar_learns_the_map_from_the_shard(moved: tuple[Tenant, ShardMap]) -> None:
+    tenant, new_map = moved
+    with SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
+        http = Http(thread.ports.http_port)
+        key = next(str(n) for n in range(100) if http("GET", "/v1/items", key=str(n)).status == 404 and _is_on(http, str(n)))
+        publish_everywhere(tenant, new_map)
+        # Each of these meets a shard that no longer owns the slot, and is answered by the one that does.
+        answer = http("PUT", "/v1/items", {"content": "new"}, key=key)
+        assert (answer.status, answer.json["shard"]) == (201, "s1")
+        assert http("GET", "/v1/shards").json["epoch"] == new_map.epoch
+        http.close()
+
+
+def _is_on(http: Http, key: str) -> bool:
+    """True if a memory of this key lies on s0; leaves nothing behind."""
+    shard = http("PUT", "/v1/items", {}, key=key).json["shard"]
+    http("DELETE", "/v1/items", key=key)
+    return bool(shard == "s0")
+
+
+@pytest.mark.parametrize("request_", ["get", "list", "search", "batch", "delete", "patch"])
+def test_a_stale_sidecar_never_answers_from_a_shard_that_lost_the_slot(
+    moved: tuple[Tenant, ShardMap], request_: str
+) -> None:
+    """The old shard still holds the rows of before, as during a copy; the new one holds what is true."""
+    tenant, new_map = moved
+    with SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
+        http = Http(thread.ports.http_port)
+        key = next(str(n) for n in range(100) if _is_on(http, str(n)))
+        http("PUT", "/v1/items", {"content": "frozen giraffe"}, key=key)
+        publish_everywhere(tenant, new_map)
+        fresh = Path(str(tenant.config_dir) + "-fresh")
+        write_config(fresh, new_map, _policy(tenant))
+        with SidecarThread(Settings(fresh, http_port=0, admin_port=0)).running() as other:
+            true = Http(other.ports.http_port)
+            true("PUT", "/v1/items", {"content": "true giraffe"}, key=key)
+            true.close()
+        match request_:
+            case "get":
+                assert http("GET", "/v1/items", key=key).json["content"] == "true giraffe"
+            case "list":
+                assert [m["content"] for m in http("GET", "/v1/memories").json["memories"]] == ["true giraffe"]
+            case "search":
+                found = http("POST", "/v1/search", {"query": "giraffe"}).json["results"]
+                assert [hit["content"] for hit in found] == ["true giraffe"]
+            case "batch":
+                operations = [{"op": "get", "key": key}, {"op": "patch", "key": key, "memory": {"value": 1}}]
+                results = http("POST", "/v1/batch", {"operations": operations}).json["results"]
+                assert [result["memory"]["content"] for result in results] == ["true giraffe"] * 2
+            case "delete":
+                assert http("DELETE", "/v1/items", key=key).status == 204
+                assert http("GET", "/v1/items", key=key).status == 404
+            case _:
+                assert http("PATCH", "/v1/items", {"value": 1}, key=key).json["content"] == "true giraffe"
+        http.close()
+
+
+def _policy(tenant: Tenant):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    from engram_contract.policy import Policy  # noqa: PLC0415
+
+    return Policy.from_json((tenant.config_dir / "policy.json").read_text())
