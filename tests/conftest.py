@@ -1,0 +1,30 @@
+"""What every tier shares: where the checkout is, how properties are searched, when the long forms run.
+
+Fixtures of one tier live in that tier's own conftest; nothing here opens a socket or starts a process.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# No deadline per example: on a shared core wall time says nothing of the code; faulthandler_timeout catches a hang.
+settings.register_profile("engram", deadline=None, print_blob=True)
+settings.load_profile("engram")
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of this checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `soak` run only with ENGRAM_SOAK=1; else each says how to run it."""
+    if os.environ.get("ENGRAM_SOAK") == "1":
+        return
+    leave_out = pytest.mark.skip(reason="long form: make soak K=NAME")
+    for item in items:
+        if "soak" in item.keywords:
+            item.add_marker(leave_out)
