@@ -214,9 +214,9 @@ class Api:
         names = ("user", "agent", "session", "type", "namespace", "limit", "cursor")
         query = self._query(call, names, repeated=("namespace",))
         single: dict[str, object] = {name: values[0] for name, values in query.items()}
-        single["namespace"] = query.get("namespace")
+        single["namespace"] = query.get("namespace", [])
         selection = wire.parse_selection(single, self._limits, "", is_query=True)
-        limit = wire.parse_limit(single.get("limit"), 100, self._limits.list_memories, "limit", is_parameter=True)
+        limit = wire.parse_limit(single.get("limit", "100"), self._limits.list_memories, "limit", is_parameter=True)
         after = wire.parse_cursor(query["cursor"][0]) if "cursor" in query else None
         found = await self._pipeline.list_newest(selection, limit, after)
         return self._found_response("list", found, wire.page_document(found))

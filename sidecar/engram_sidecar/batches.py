@@ -55,7 +55,7 @@ def _operation(document: object, place: str, limits: Limits, ids: Ids) -> Operat
         raise Unprocessable(Flaw(f"{place}/op", f"must be one of {', '.join(_KINDS)}"))
     for member in document:
         if member != "op" and member not in _MEMBERS[kind]:
-            raise Unprocessable(Flaw(f"{place}/{member[:100]}", f"is not a member of {kind}"))
+            raise Unprocessable(Flaw(wire.pointer(place, member), f"is not a member of {kind}"))
     if kind == "create":
         return _create(document, place, limits, ids)
     memory_id, name = _address(document, place, limits, ids)

@@ -15,12 +15,15 @@ from typing import Final
 
 from engram_sidecar.errors import Flaw, Unprocessable
 
-_COMPARISONS: Final = {"eq": "==", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-_OPERATORS: Final = (*_COMPARISONS, "ne", "in")
-_TIMES: Final = ("created", "updated", "expires")
-_NUMBERS: Final = ("importance",)
-_TEXTS: Final = ("type", "user", "agent", "session", "key")
-_FIELDS: Final = (*_NUMBERS, *_TIMES, *_TEXTS, "value")
+_SIGNS: Final = {"eq": "==", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+COMPARISONS: Final = (*_SIGNS, "ne")
+FIELD_KINDS: Final = {
+    "importance": "number",
+    **dict.fromkeys(("created", "updated", "expires"), "time"),
+    **dict.fromkeys(("type", "user", "agent", "session", "key"), "text"),
+}
+_OPERATORS: Final = (*COMPARISONS, "in")
+_FIELDS: Final = (*FIELD_KINDS, "value")
 MAX_CONDITIONS: Final = 64  # a predicate is evaluated on every candidate
 MAX_ALTERNATIVES: Final = 256
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -49,7 +52,7 @@ class _Builder:
             choices = " || ".join(f"{target} == {self.variable(item)}" for item in operand)
             self.predicates.append(f"({choices or '1 == 2'})")
         else:
-            self.predicates.append(f"({target} {_COMPARISONS[operator]} {self.variable(operand)})")
+            self.predicates.append(f"({target} {_SIGNS[operator]} {self.variable(operand)})")
 
 
 def parse_filter(document: object, place: str = "/filter") -> tuple[str | None, str]:
@@ -79,8 +82,7 @@ def _conditions(document: dict[str, object], place: str) -> Iterator[tuple[str, 
             for name, inner in condition.items():
                 yield "$.value" + _steps(name, f"{where}/{_escaped(name)}"), "any", inner, f"{where}/{_escaped(name)}"
         else:
-            kind = "time" if field in _TIMES else "number" if field in _NUMBERS else "text"
-            yield f"$.{field}", kind, condition, where
+            yield f"$.{field}", FIELD_KINDS[field], condition, where
 
 
 def _escaped(name: str) -> str:

@@ -8,6 +8,7 @@ from engram_sidecar import jsontext
 from engram_sidecar.records import Draft
 from engram_sidecar.terms import Lexer, to_tsvector_text
 
+MAX_QUERY_LEXEMES: Final = 64  # each is an index lookup on every shard; a question has a dozen
 INLINE_CHARS: Final = 8_192  # about 2 ms of work; a longer text goes to a thread
 
 
@@ -33,8 +34,8 @@ class Indexer:
         return await asyncio.to_thread(_index, Lexer(self._tenant), draft)
 
     def lexemes(self, query: str) -> tuple[str, ...]:
-        """The distinct lexemes of a query, in order; none if it holds stop words only."""
-        return tuple(self._lexer.count([query]))
+        """The distinct lexemes of a query, in order, the first MAX_QUERY_LEXEMES; none if it holds stop words only."""
+        return tuple(self._lexer.count([query]))[:MAX_QUERY_LEXEMES]
 
 
 def _index(lexer: Lexer, draft: Draft) -> Indexed:

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from engram_contract.policy import Limits
+from engram_sidecar.filters import COMPARISONS, FIELD_KINDS, MAX_ALTERNATIVES
 from engram_sidecar.wire import MAX_TTL_S
 
 Schema = dict[str, Any]
@@ -25,7 +26,7 @@ def _text(max_bytes: int, description: str, *, min_length: int = 1) -> Schema:
     return {
         "type": "string",
         "minLength": min_length,
-        "maxLength": max_bytes // 4,  # what is within the bytes whatever the characters
+        "maxLength": max_bytes,
         "pattern": _TEXT_PATTERN,
         "description": f"{description} At most {max_bytes} bytes of UTF-8.",
     }
@@ -191,12 +192,41 @@ def _search(limits: Limits) -> Schema:
             "query": _text(limits.query_bytes, "Words; none or stop words only: newest first.", min_length=0),
             **{name: write[name] for name in ("user", "agent", "session", "namespace")},
             "type": _nullable(write["type"]),
-            "filter": {
-                "type": "object",
-                "description": "field -> condition; a condition is a scalar or {eq, ne, gt, gte, lt, lte, in}. Typed.",
-            },
+            "filter": _filter(),
             "limit": {"type": "integer", "minimum": 1, "maximum": limits.search_results, "default": 10},
         },
+    }
+
+
+def _filter() -> Schema:
+    number = {"type": "number"}
+    kinds: dict[str, Schema] = {
+        "number": number,
+        "time": {"type": "string", "format": "date-time"},
+        "text": {"type": "string", "pattern": _TEXT_PATTERN},
+        "any": {"anyOf": [number, {"type": "string", "pattern": _TEXT_PATTERN}, {"type": "boolean"}]},
+    }
+
+    def condition(kind: str) -> Schema:
+        scalar = _nullable(kinds[kind])
+        some = {"type": "array", "items": scalar, "maxItems": MAX_ALTERNATIVES}
+        operators = {**dict.fromkeys(COMPARISONS, scalar), "in": some}
+        compared = {"type": "object", "properties": operators, "additionalProperties": False, "minProperties": 1}
+        return {"anyOf": [scalar, compared]}
+
+    return {
+        "type": "object",
+        "description": "Field -> condition, a scalar or operators. Typed: 9 is not the string 9.",
+        "properties": {
+            **{field: condition(kind) for field, kind in FIELD_KINDS.items()},
+            "value": {
+                "type": "object",
+                "description": "Member of the value, or a JSON pointer into it -> condition.",
+                "propertyNames": {"pattern": "^[^/\\u0000][^\\u0000]*$|^(/([^~/\\u0000]|~[01])*)+$|^$"},
+                "additionalProperties": condition("any"),
+            },
+        },
+        "additionalProperties": False,
     }
 
 
@@ -253,7 +283,7 @@ def _operation(
 def openapi_document(limits: Limits) -> Schema:
     """The whole description."""
     write = _write_members(limits)
-    tag = {"type": "string", "pattern": '^(\\*|"[!#-~]*")$'}
+    tag = {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"[!#-~]*"$'}]}
     conditions = [_parameter("If-Match", tag, where="header"), _parameter("If-None-Match", tag, where="header")]
     known = [_parameter("If-None-Match", tag, where="header")]
     by_id = [_parameter("id", {"type": "string", "pattern": _ID_PATTERN}, where="path", required=True)]

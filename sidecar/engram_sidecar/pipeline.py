@@ -154,7 +154,11 @@ class Pipeline:
     # Several memories
 
     async def batch(self, operations: Sequence[Operation]) -> list[tuple[Outcome, str]]:
-        """(outcome, shard) of each operation, in order. A shard that failed concerns its operations only."""
+        """(outcome, shard) of each operation, in order. A shard that failed concerns its operations only.
+
+        Raises Unprocessable, before anything is written, if a put cannot have its id.
+        """
+        self._check_identities(operations)
         outcomes: list[tuple[Outcome, str]] = [(None, "")] * len(operations)
         waiting = list(enumerate(operations))
         for _ in range(MAP_ATTEMPTS):
@@ -165,11 +169,11 @@ class Pipeline:
             answers = await asyncio.gather(*(self._run_group(shard_map, group) for group in groups.values()))
             waiting = []
             for (shard, group), answer in zip(groups.items(), answers, strict=True):
-                if isinstance(answer, SlotMoved):
+                told = await self._learn_for(shard_map, shard, len(group)) if isinstance(answer, SlotMoved) else answer
+                if told is None:
                     waiting.extend(group)
-                    await self._learn_map(shard_map, shard)
                     continue
-                for (number, _op), outcome in zip(group, answer, strict=True):
+                for (number, _op), outcome in zip(group, told, strict=True):
                     outcomes[number] = (outcome, shard)
             if not waiting:
                 return outcomes
@@ -177,6 +181,23 @@ class Pipeline:
             shard = self._topology.current.shard_of(operation.id.slot).id
             outcomes[number] = (ShardUnavailable(shard, "the slot is moving"), shard)
         return outcomes
+
+    async def _learn_for(self, shard_map: ShardMap, shard: str, count: int) -> Sequence[Outcome] | None:
+        """None if the shard told its map; else why not, for each of `count` operations."""
+        try:
+            await self._learn_map(shard_map, shard)
+        except ShardUnavailable as failure:
+            return [failure] * count
+        return None
+
+    def _check_identities(self, operations: Sequence[Operation]) -> None:
+        for number, operation in enumerate(operations):
+            if isinstance(operation, Put):
+                try:
+                    self._check_identity(operation.id, operation.draft)
+                except Unprocessable as error:
+                    flaws = (Flaw(f"/operations/{number}/memory{flaw.place}", flaw.detail) for flaw in error.flaws)
+                    raise Unprocessable(*flaws) from error
 
     async def _run_group(
         self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]]
@@ -191,9 +212,6 @@ class Pipeline:
                 memories = await fetch_memories(self._reader(place), place, gets)
                 return [memory or NotFound(str(get.id)) for get, memory in zip(gets, memories, strict=True)]
             place = routing.place_to_write(shard_map, slot)
-            for operation in operations:
-                if isinstance(operation, Put):
-                    self._check_identity(operation.id, operation.draft)
             return await write_group(self._store, place, operations, self._rules(), self._timeout_s)
         except SlotMoved as moved:
             return moved

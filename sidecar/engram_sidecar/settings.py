@@ -43,7 +43,8 @@ class Settings:
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and int(text) <= HIGHEST_PORT):
-        reason = f"{name} must be a port, 0 to {HIGHEST_PORT}, not {text!r}"
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(HIGHEST_PORT))
+    if not (is_number and int(text) <= HIGHEST_PORT):
+        reason = f"{name} must be a port, 0 to {HIGHEST_PORT}, not {text[:20]!r}"
         raise BadConfig(reason)
     return int(text)

@@ -6,6 +6,7 @@ Promises
 3. A write whose answer was lost is OutcomeUnknown, never a success and never a plain failure.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -68,6 +69,7 @@ class Store:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._pools: dict[Place, asyncpg.Pool[Row]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def connection_count(self) -> int:
         """Open connections to all nodes."""
@@ -75,14 +77,16 @@ class Store:
 
     async def close(self) -> None:
         """Waits for running queries and closes every connection."""
-        for pool in self._pools.values():
-            await pool.close()
+        self.forget(())
+        await asyncio.gather(*self._closing)
 
     def forget(self, places: Iterable[Place]) -> None:
-        """Ends the pools of all other places at once: the map no longer names them."""
+        """Ends the pools of all other places when their running queries have ended: the map no longer names them."""
         kept = set(places)
         for place in [place for place in self._pools if place not in kept]:
-            self._pools.pop(place).terminate()
+            task = asyncio.create_task(self._pools.pop(place).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def _pool(self, place: Place) -> "asyncpg.Pool[Row]":
         if place not in self._pools:

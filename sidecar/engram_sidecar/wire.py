@@ -37,6 +37,11 @@ def encode(document: object) -> bytes:
     return _ENCODE(document)
 
 
+def pointer(place: str, member: str) -> str:
+    """The JSON pointer (RFC 6901) of a member of the object at `place`; of a long name the first 100 characters."""
+    return f"{place}/{member[:100].replace('~', '~0').replace('/', '~1')}"
+
+
 def _text(value: object, max_bytes: int, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         reason = "must be a string"
@@ -129,14 +134,14 @@ def _checked(document: object, checks: Mapping[str, Callable[[object], object]],
     checked: dict[str, object] = {}
     flaws: list[Flaw] = []
     for member, value in document.items():
-        pointer = f"{place}/{member.replace('~', '~0').replace('/', '~1')[:100]}"
+        where = pointer(place, member)
         if member not in checks:
-            flaws.append(Flaw(pointer, f"is not a member; there are {', '.join(checks)}"))
+            flaws.append(Flaw(where, f"is not a member; there are {', '.join(checks)}"))
             continue
         try:
             checked[member] = checks[member](value)
         except _Wrong as wrong:
-            flaws.append(Flaw(pointer, str(wrong)))
+            flaws.append(Flaw(where, str(wrong)))
     if flaws:
         raise Unprocessable(*flaws)
     return checked
@@ -197,7 +202,7 @@ def parse_selection(document: Mapping[str, object], limits: Limits, place: str, 
     flaws: list[Flaw] = []
     found: dict[str, object] = {}
     for member in ("user", "agent", "session", "type", "namespace"):
-        if document.get(member) is None:
+        if member not in document or (document[member] is None and member != "namespace"):
             continue
         try:
             found[member] = checks[member](document[member])
@@ -205,8 +210,7 @@ def parse_selection(document: Mapping[str, object], limits: Limits, place: str, 
             flaws.append(Flaw(member if is_query else f"{place}/{member}", str(wrong), is_parameter=is_query))
     if flaws:
         raise Unprocessable(*flaws)
-    wanted = document.get("filter")
-    path, variables = (None, "{}") if wanted is None else parse_filter(wanted, f"{place}/filter")
+    path, variables = parse_filter(document.get("filter", {}), f"{place}/filter")
     return Selection(**found, filter_path=path, filter_vars=variables)  # type: ignore[arg-type]
 
 
@@ -216,7 +220,7 @@ def parse_search(document: object, limits: Limits) -> tuple[str, Selection, int]
     if not isinstance(document, dict):
         raise Unprocessable(Flaw("", "must be an object"))
     unknown = [
-        Flaw(f"/{m[:100]}", f"is not a member; there are {', '.join(members)}") for m in document if m not in members
+        Flaw(pointer("", m), f"is not a member; there are {', '.join(members)}") for m in document if m not in members
     ]
     if unknown:
         raise Unprocessable(*unknown)
@@ -225,7 +229,7 @@ def parse_search(document: object, limits: Limits) -> tuple[str, Selection, int]
     except _Wrong as wrong:
         raise Unprocessable(Flaw("/query", str(wrong))) from wrong
     selection = parse_selection(document, limits, "")
-    return query, selection, parse_limit(document.get("limit"), 10, limits.search_results, "/limit")
+    return query, selection, parse_limit(document.get("limit", 10), limits.search_results, "/limit")
 
 
 def parse_name(user: str | None, namespace: Sequence[str], key: object, limits: Limits) -> Draft:
@@ -245,11 +249,11 @@ def parse_name(user: str | None, namespace: Sequence[str], key: object, limits: 
     return Draft(**found)  # type: ignore[arg-type]
 
 
-def parse_limit(value: object, default: int, highest: int, place: str, *, is_parameter: bool = False) -> int:
+def parse_limit(value: object, highest: int, place: str, *, is_parameter: bool = False) -> int:
     """A number of results, 1 to `highest`. Raises Unprocessable."""
-    if value is None:
-        return default
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # noqa: PLR2004
+    if is_parameter and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # noqa: PLR2004
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # 10.0 is the integer 10 to JSON Schema, as 10 is
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
         raise Unprocessable(Flaw(place, f"must be an integer from 1 to {highest}", is_parameter=is_parameter))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -49,6 +50,7 @@ BODY: dict[str, Any] = {
     "etag": '"1"',
 }
 MAP = {"epoch": 1, "strategy": "User", "scattered": False, "shards": []}
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(json.dumps(MAP))
 PROBLEM = {"type": "https://engram.dev/problems/not-found", "title": "No such memory", "status": 404, "detail": "none"}
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -130,10 +132,10 @@ async def test_a_request_arrives_as_it_was_built() -> None:
 
 
 async def test_errors_carry_what_the_answer_says() -> None:
-    async with listening(respond(503, {"detail": "s1 is down", "shard": "s1"}, **{"Retry-After": "4"})) as peer:
-        async with AsyncEngram(peer.url) as memories:
-            with pytest.raises(Unavailable) as down:
-                await memories.get(ID)
+    is_down = respond(503, {"detail": "s1 is down", "shard": "s1"}, **{"Retry-After": "4"})
+    async with listening(is_down) as peer, AsyncEngram(peer.url) as memories:
+        with pytest.raises(Unavailable) as down:
+            await memories.get(ID)
     assert (down.value.retry_after_s, down.value.shard) == (4.0, "s1")
     async with listening(respond(412, {"detail": "changed"}, ETag='"2"')) as peer, AsyncEngram(peer.url) as memories:
         with pytest.raises(Conflict) as changed:
@@ -172,25 +174,64 @@ async def test_an_answer_that_takes_too_long_leaves_the_outcome_unknown() -> Non
             await memories.create(content="tea")
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{", b"HTTP/1.1 2"])
-async def test_a_connection_that_breaks_leaves_the_outcome_unknown_and_is_not_tried_again(sent: bytes) -> None:
-    requests = 0
+@asynccontextmanager
+async def breaking(answers: list[bytes]) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that gives these answers on kept connections, then cuts each one off; and the methods it saw."""
+    methods: list[str] = []
 
-    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        requests += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(sent)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        complete = True
+        while complete:
+            head = await reader.readuntil(b"\r\n\r\n")
+            methods.append(head.split()[0].decode())
+            body_bytes = re.search(rb"Content-Length: (\d+)", head)
+            await reader.readexactly(int(body_bytes[1]) if body_bytes else 0)
+            sent = answers.pop(0) if answers else b""
+            complete = sent.startswith(WHOLE)
+            writer.write(sent)
         await writer.drain()
         writer.close()
         await writer.wait_closed()
 
-    server = await asyncio.start_server(cut, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, AsyncEngram(f"http://127.0.0.1:{port}") as memories:
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", methods
+
+
+WRITES: list[tuple[str, Callable[[AsyncEngram], Awaitable[object]]]] = [
+    ("POST", lambda memories: memories.create(content="tea")),
+    ("PUT", lambda memories: memories.put(ID, if_match='"1"', content="tea")),
+    ("PATCH", lambda memories: memories.patch(ID, if_match='"1"', content="tea")),
+    ("DELETE", lambda memories: memories.delete(ID)),
+]
+
+
+@pytest.mark.parametrize("cut", [b"", b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{", b"HTTP/1.1 2"])
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("method", "write"), WRITES)
+async def test_a_write_whose_answer_is_lost_is_sent_once_and_its_outcome_unknown(
+    method: str,
+    write: Callable[[AsyncEngram], Awaitable[object]],
+    kept: bool,
+    cut: bytes,
+) -> None:
+    whole = WHOLE + json.dumps(MAP).encode()
+    async with breaking([whole, cut] if kept else [cut]) as (url, methods), AsyncEngram(url) as memories:
+        if kept:
+            await memories.shards()
         with pytest.raises(OutcomeUnknown, match="the connection broke before the answer"):
-            await memories.create(content="tea")
-    assert requests == 1
+            await write(memories)
+    assert methods == (["GET", method] if kept else [method])
+
+
+async def test_a_read_whose_answer_is_lost_is_asked_again_once() -> None:
+    whole = WHOLE + json.dumps(MAP).encode()
+    async with breaking([whole, b"", whole]) as (url, methods), AsyncEngram(url) as memories:
+        await memories.shards()
+        await memories.shards()
+        with pytest.raises(OutcomeUnknown):
+            await memories.get(ID)
+    assert methods == ["GET"] * 5
 
 
 async def test_another_program_on_the_port_is_not_taken_for_a_sidecar() -> None:

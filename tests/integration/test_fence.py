@@ -1,4 +1,7 @@
-"""The fence and the map in a shard: no write lands after the fence, no stale sidecar reads a frozen copy, epochs never go back."""
+"""The fence and the map in a shard.
+
+No write lands after the fence, no stale sidecar reads a frozen copy, epochs never go back.
+"""
 
 import asyncio
 from dataclasses import replace
@@ -8,7 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engram_contract.shardmap import ShardMap, SlotRange
+from engram_contract.apportion import SlotRange
+from engram_contract.policy import Policy
+from engram_contract.shardmap import ShardMap
 from engram_operator.clients.postgres import fetch_map, publish_map
 from engram_operator.errors import FenceBusy, StaleEpoch
 from engram_sidecar.settings import Settings
@@ -16,7 +21,8 @@ from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant
 
 ROUNDS = 150
 INSERT = """
-    INSERT INTO engram.memories (tenant, slot, id, namespace, type, content, value, created, updated, version, terms, term_count)
+    INSERT INTO engram.memories
+        (tenant, slot, id, namespace, type, content, value, created, updated, version, terms, term_count)
     VALUES (current_user, $1, gen_random_uuid(), '{}', 'episodic', $2, 'null', now(), now(), 1, '', 0)
 """
 
@@ -24,6 +30,11 @@ INSERT = """
 def owned_by(shard_map: ShardMap, shard: str) -> ShardMap:
     """The next map, in which one shard owns every slot."""
     return replace(shard_map, epoch=shard_map.epoch + 1, ranges=(SlotRange(0, 16383, shard),))
+
+
+async def write_for_ever(connection: Any, content: str) -> None:  # noqa: ANN401
+    while True:
+        await connection.execute(INSERT, 5, content)
 
 
 async def test_no_write_lands_after_the_fence(servers: tuple[RealServer, RealServer], tmp_path: Path) -> None:
@@ -34,14 +45,12 @@ async def test_no_write_lands_after_the_fence(servers: tuple[RealServer, RealSer
     checker = await server.connect("fence_race")
     refused = 0
 
-    async def write_until_refused(connection: Any, number: int) -> None:
+    async def write_until_refused(connection: Any, number: int) -> None:  # noqa: ANN401
         nonlocal refused
-        try:
-            while True:
-                await connection.execute(INSERT, 5, f"round {number}")
-        except asyncpg.PostgresError as error:
-            assert error.sqlstate == "EG001", error
-            refused += 1
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await write_for_ever(connection, f"round {number}")
+        assert caught.value.sqlstate == "EG001"
+        refused += 1
 
     shard_map = tenant.shard_map
     for number in range(ROUNDS):
@@ -142,7 +151,9 @@ def test_a_stale_sidecar_learns_the_map_from_the_shard(moved: tuple[Tenant, Shar
     tenant, new_map = moved
     with SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
         http = Http(thread.ports.http_port)
-        key = next(str(n) for n in range(100) if http("GET", "/v1/items", key=str(n)).status == 404 and _is_on(http, str(n)))
+        key = next(
+            str(n) for n in range(100) if http("GET", "/v1/items", key=str(n)).status == 404 and _is_on(http, str(n))
+        )
         publish_everywhere(tenant, new_map)
         # Each of these meets a shard that no longer owns the slot, and is answered by the one that does.
         answer = http("PUT", "/v1/items", {"content": "new"}, key=key)
@@ -195,7 +206,5 @@ def test_a_stale_sidecar_never_answers_from_a_shard_that_lost_the_slot(
         http.close()
 
 
-def _policy(tenant: Tenant):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    from engram_contract.policy import Policy  # noqa: PLC0415
-
+def _policy(tenant: Tenant) -> Policy:
     return Policy.from_json((tenant.config_dir / "policy.json").read_text())

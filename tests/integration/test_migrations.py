@@ -175,5 +175,5 @@ async def test_a_database_of_another_version_is_refused(
 async def test_a_server_that_is_not_there_is_told_from_one_that_refuses(tmp_path: Path) -> None:
     from engram_operator.clients.postgres import Admin  # noqa: PLC0415
 
-    with pytest.raises(DatabaseUnreachable, match="127.0.0.1:1/postgres"):
+    with pytest.raises(DatabaseUnreachable, match=r"127\.0\.0\.1:1/postgres"):
         await migrate(Admin("127.0.0.1", 1, "postgres", "x"), "any", IDENTITY)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_NAME: Final = re.compile(r"(\d{4})_(pre|post)_([a-z0-9_]+)\.sql")
+_NAME: Final = re.compile(r"([0-9]{4})_(pre|post)_([a-z0-9_]+)\.sql")
 
 
 class MigrationConflict(ValueError):
