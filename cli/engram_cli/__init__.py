@@ -1,0 +1,1 @@
+"""`engram`: a whole Engram on one machine, from the manifests that a cluster takes."""

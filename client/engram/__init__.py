@@ -1,0 +1,79 @@
+"""Client of an Engram sidecar: memories for agents, asynchronous (`AsyncEngram`) and synchronous (`Engram`).
+
+    from engram import Engram
+
+    with Engram() as memories:
+        memories.wait_ready()
+        stored = memories.create(content="Prefers window seats", user="ada")
+        memories.search("seats", user="ada").hits[0].memory.id == stored.id
+
+The address is the argument `url`, else ENGRAM_URL, else localhost at ENGRAM_HTTP_PORT, else localhost:7711.
+"""
+
+from engram.aio import AsyncEngram
+from engram.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EngramError,
+    NotFound,
+    NotModified,
+    NotReachable,
+    OutcomeUnknown,
+    Pointer,
+    ReadOnlyShard,
+    Refused,
+    RolledBack,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from engram.records import (
+    BatchResult,
+    FailedShard,
+    Hit,
+    Item,
+    ItemFields,
+    Memory,
+    MemoryFields,
+    Operation,
+    Outcome,
+    Page,
+    SearchFields,
+    SearchResult,
+    Selection,
+    Shard,
+    Shards,
+)
+from engram.sync import Engram
+
+__all__ = [
+    "AsyncEngram",
+    "BatchResult",
+    "Conflict",
+    "DeadlineExceeded",
+    "Engram",
+    "EngramError",
+    "FailedShard",
+    "Hit",
+    "Item",
+    "ItemFields",
+    "Memory",
+    "MemoryFields",
+    "NotFound",
+    "NotModified",
+    "NotReachable",
+    "Operation",
+    "Outcome",
+    "OutcomeUnknown",
+    "Page",
+    "Pointer",
+    "ReadOnlyShard",
+    "Refused",
+    "RolledBack",
+    "SearchFields",
+    "SearchResult",
+    "Selection",
+    "Shard",
+    "Shards",
+    "Unavailable",
+    "UnexpectedAnswer",
+]

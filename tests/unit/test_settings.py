@@ -1,0 +1,57 @@
+"""The environment of a sidecar: what is set, what is not, and a bad value that is named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engram_contract.names import ADMIN_PORT, ENV_ADMIN_PORT, ENV_CONFIG_DIR, ENV_HOST, ENV_HTTP_PORT, HTTP_PORT
+from engram_sidecar.errors import BadConfig
+from engram_sidecar.settings import Settings
+
+FOLDER = {ENV_CONFIG_DIR: "/etc/engram"}
+USUAL = Settings(Path("/etc/engram"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "settings"),
+    [
+        ({}, USUAL),
+        ({"PATH": "/bin", "ENGRAM_URL": "x"}, USUAL),
+        ({ENV_HTTP_PORT: "8080"}, replace(USUAL, http_port=8080)),
+        ({ENV_HTTP_PORT: "0"}, replace(USUAL, http_port=0)),
+        ({ENV_HTTP_PORT: "65535"}, replace(USUAL, http_port=65_535)),
+        ({ENV_HTTP_PORT: ""}, USUAL),
+        ({ENV_ADMIN_PORT: "8081"}, replace(USUAL, admin_port=8081)),
+        ({ENV_ADMIN_PORT: ""}, USUAL),
+        ({ENV_HOST: "0.0.0.0"}, replace(USUAL, admin_host="0.0.0.0")),  # noqa: S104  what a pod says for its probes
+        ({ENV_HOST: ""}, USUAL),
+    ],
+)
+def test_the_environment_makes_the_settings(environ: dict[str, str], settings: Settings) -> None:
+    assert Settings.from_env(FOLDER | environ) == settings
+
+
+def test_without_more_words_the_ports_are_those_of_the_contract_on_loopback() -> None:
+    assert (USUAL.http_port, USUAL.admin_port) == (HTTP_PORT, ADMIN_PORT)
+    assert USUAL.host == USUAL.admin_host == "127.0.0.1"
+
+
+def test_no_variable_takes_the_interface_off_loopback() -> None:
+    environ = {ENV_CONFIG_DIR: "x", ENV_HOST: "192.0.2.1", ENV_HTTP_PORT: "1", ENV_ADMIN_PORT: "2"}
+    assert Settings.from_env(environ).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("environ", [{}, {ENV_CONFIG_DIR: ""}])
+def test_a_missing_folder_is_named_by_its_variable(environ: dict[str, str]) -> None:
+    with pytest.raises(BadConfig, match=ENV_CONFIG_DIR):
+        Settings.from_env(environ)
+
+
+@pytest.mark.parametrize("variable", [ENV_HTTP_PORT, ENV_ADMIN_PORT])
+@pytest.mark.parametrize(
+    "text", ["x", "-1", "+1", "65536", "80.0", "0x50", " 80", "80\n", "1_000", "\u0668\u0660", "\u00b2", "9" * 5000]
+)
+def test_a_bad_port_is_named_by_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(BadConfig, match=f"^{variable} must be a port"):
+        Settings.from_env(FOLDER | {variable: text})
