@@ -19,7 +19,6 @@ from engram_operator.errors import FenceBusy, StaleEpoch
 from engram_sidecar.settings import Settings
 from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, write_config
 
-ROUNDS = 150
 INSERT = """
     INSERT INTO engram.memories
         (tenant, slot, id, namespace, type, content, value, created, updated, version, terms, term_count)
@@ -37,12 +36,15 @@ async def write_for_ever(connection: Any, content: str) -> None:  # noqa: ANN401
         await connection.execute(INSERT, 5, content)
 
 
-async def test_no_write_lands_after_the_fence(servers: tuple[RealServer, RealServer], tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [150, pytest.param(2_000, marks=pytest.mark.soak)])
+async def test_no_write_lands_after_the_fence(
+    servers: tuple[RealServer, RealServer], tmp_path: Path, rounds: int
+) -> None:
     """Writers race the operator; what was counted when the fence was up is all there ever is."""
-    tenant = await create_tenant("raced", servers, tmp_path, database="fence_race")
+    tenant = await create_tenant("raced", servers, tmp_path, database=f"fence_race{rounds}")
     server = servers[0]
-    writers = [await server.connect("fence_race", tenant.role) for _ in range(4)]
-    checker = await server.connect("fence_race")
+    writers = [await server.connect(tenant.database, tenant.role) for _ in range(4)]
+    checker = await server.connect(tenant.database)
     refused = 0
 
     async def write_until_refused(connection: Any, number: int) -> None:  # noqa: ANN401
@@ -53,7 +55,7 @@ async def test_no_write_lands_after_the_fence(servers: tuple[RealServer, RealSer
         refused += 1
 
     shard_map = tenant.shard_map
-    for number in range(ROUNDS):
+    for number in range(rounds):
         tasks = [asyncio.create_task(write_until_refused(writer, number)) for writer in writers]
         while await checker.fetchval("SELECT count(*) FROM engram.memories WHERE content = $1", f"round {number}") == 0:
             pass
@@ -64,7 +66,7 @@ async def test_no_write_lands_after_the_fence(servers: tuple[RealServer, RealSer
         assert await checker.fetchval("SELECT count(*) FROM engram.memories") == fenced
         shard_map = owned_by(shard_map, "s0")
         await publish_map(server.admin, "s0", shard_map)
-    assert refused == ROUNDS * len(writers)
+    assert refused == rounds * len(writers)
     for connection in (*writers, checker):
         await connection.close()
 
