@@ -102,9 +102,6 @@ def main() -> None:
     except CliError as error:
         Screen().fail(" ".join(str(error).split()))
         sys.exit(error.exit_status)
-    except BrokenPipeError:  # whoever read the output has gone: nobody is left to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:  # a full disk, a directory that went: the rooms translate what they expect
         Screen().fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
         sys.exit(1)

@@ -5,6 +5,7 @@ works.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,10 +105,25 @@ class Screen:
         return grid
 
 
+class _Console(Console):
+    """A console that falls silent when its reader goes: databases must not be left behind for want of a listener."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:  # a terminal that was closed under `nohup` answers with an input/output error
+            self.on_broken_pipe()
+
+
 def _console(file: TextIO) -> Console:
     """A console that never cuts a line; a file or a pipe takes any width."""
     width = None if file.isatty() else PLAIN_COLUMNS
-    return Console(file=file, highlight=False, soft_wrap=width is not None, width=width)
+    return _Console(file=file, highlight=False, soft_wrap=width is not None, width=width)
 
 
 def _shards(shards: Sequence[ShardReport]) -> Table:

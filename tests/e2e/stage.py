@@ -42,7 +42,8 @@ def environment() -> dict[str, str]:
     """The environment of a user's shell with this checkout importable, whether or not it is installed."""
     rooms = [str(ROOT / room) for room in ("contract", "operator", "sidecar", "client", "cli")]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ENGRAM_")}
-    return kept | {"PYTHONPATH": os.pathsep.join(rooms), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    path = os.pathsep.join([*rooms, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
 
 
 def free_port(count: int = 2) -> int:

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from engram import Engram, NotFound, Unavailable
-from tests.e2e.stage import QUICKSTART, READY, TWO_TENANTS, Stage, engram, free_port, the_error, wait_until
+from tests.e2e.stage import (
+    DEADLINE_S,
+    QUICKSTART,
+    READY,
+    TWO_TENANTS,
+    Stage,
+    engram,
+    environment,
+    free_port,
+    the_error,
+    wait_until,
+)
 
 
 def test_what_was_stored_is_there_at_the_next_up(fresh: Stage) -> None:
@@ -62,6 +75,22 @@ def test_a_run_under_nohup_outlives_its_terminal(stage: Stage) -> None:
     with Engram(stage.url) as memories:
         assert memories.create(content="still here").version == 1
     assert program.end() == 0
+
+
+def test_a_run_whose_listener_goes_serves_on_and_stops_all(stage: Stage) -> None:
+    command = [sys.executable, "-m", "engram_cli", "up", "-f", str(QUICKSTART), "--data-dir", str(stage.data_dir)]
+    process = subprocess.Popen(
+        [*command, "--port", str(stage.port)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    with Engram(stage.url) as memories:
+        memories.wait_ready(DEADLINE_S)
+        assert memories.create(content="to nobody").version == 1
+    process.terminate()
+    assert process.wait(DEADLINE_S) == 0
+    assert stage.processes() == []
 
 
 @contextmanager

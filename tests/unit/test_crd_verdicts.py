@@ -7,6 +7,7 @@ What only a real API server shows, the cost of a rule among it, is for the tests
 
 import copy
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -35,6 +36,8 @@ EXAMPLES = [
     for body in yaml.safe_load_all(path.read_text())
     if body["kind"] in SPECS
 ]
+# Without the long form every other value in a place, and those between in the next place.
+STRIDE = 1 if os.environ.get("ENGRAM_SOAK") == "1" else 2
 Value = Any  # JSON has no narrower type
 Json = dict[str, Value]
 
@@ -111,15 +114,18 @@ def whole_match(_validator: Value, pattern: str, value: Value, _schema: Json) ->
 
 extend = jsonschema.validators.extend
 OPENAPI = extend(jsonschema.Draft202012Validator, {"pattern": whole_match})  # type: ignore[no-untyped-call]
+JUDGES = {kind: OPENAPI(schema) for kind, schema in SCHEMAS.items()}
 
 
-def refused_by_crd(kind: str, body: Json, old: Json | None = None) -> list[str]:
-    """Where the CRD refuses this resource; empty if it takes it."""
+def refused_by_crd(kind: str, body: Json, old: Json | None = None) -> Iterator[str]:
+    """Where the CRD refuses this resource; nothing if it takes it. Who asks only whether need not find every place."""
     schema, stored = SCHEMAS[kind], defaulted(SCHEMAS[kind], body)
-    errors = sorted(OPENAPI(schema).iter_errors(stored), key=str)
-    if errors:
-        return [error.json_path.removeprefix("$.").replace("$", "") for error in errors]
-    return list(refusals(schema, stored, defaulted(schema, old) if old else None))
+    is_sound = True
+    for error in JUDGES[kind].iter_errors(stored):
+        is_sound = False
+        yield error.json_path.removeprefix("$.").replace("$", "")
+    if is_sound:
+        yield from refusals(schema, stored, defaulted(schema, old) if old else None)
 
 
 def refused_by_spec(kind: str, body: Json, old: Json | None = None) -> list[str]:
@@ -141,7 +147,7 @@ def test_both_doors_take_a_good_resource(case: Json) -> None:
     body = resource(case["kind"], case["spec"], case.get("metadata"))
     old = resource(case["kind"], case["old"]) if "old" in case else None
     assert refused_by_spec(case["kind"], body, old) == []
-    assert refused_by_crd(case["kind"], body, old) == []
+    assert list(refused_by_crd(case["kind"], body, old)) == []
 
 
 @pytest.mark.parametrize("case", CASES["bad"], ids=lambda case: f"{case['refused']}-{case['spec']}"[:100])
@@ -149,7 +155,7 @@ def test_both_doors_refuse_a_bad_resource_at_the_same_place(case: Json) -> None:
     body = resource(case["kind"], case["spec"], case.get("metadata"))
     old = resource(case["kind"], case["old"]) if "old" in case else None
     assert refused_by_spec(case["kind"], body, old) == [case["refused"]]
-    by_crd = refused_by_crd(case["kind"], body, old)
+    by_crd = list(refused_by_crd(case["kind"], body, old))
     if "only_spec" in case:
         assert by_crd == []
     else:  # the CRD may name the parent of a member that is missing, or the member of a parent
@@ -159,7 +165,7 @@ def test_both_doors_refuse_a_bad_resource_at_the_same_place(case: Json) -> None:
 @pytest.mark.parametrize("body", EXAMPLES)
 def test_both_doors_take_the_examples(body: Json) -> None:
     assert refused_by_spec(body["kind"], body) == []
-    assert refused_by_crd(body["kind"], body) == []
+    assert list(refused_by_crd(body["kind"], body)) == []
 
 
 def leaves(value: Value, path: tuple[Value, ...] = ()) -> Iterator[tuple[Value, ...]]:
@@ -175,13 +181,17 @@ def test_both_doors_agree_on_any_value_in_any_place(case: Json) -> None:
     kind, whole = case["kind"], case["spec"]
     needed = {name: whole[name] for name in ("shards", "clusterRef") if name in whole}
     tried = 0
-    for path, value in itertools.product(leaves(whole), itertools.chain(*CASES["hostile"])):
+    hostile = itertools.chain(*CASES["hostile"])
+    for (row, path), (column, value) in itertools.product(enumerate(leaves(whole)), enumerate(hostile)):
+        if (row + column) % STRIDE:
+            continue
         place = spec = copy.deepcopy(needed | {path[0]: whole[path[0]]})
         for name in path[:-1]:
             place = place[name]
         place[path[-1]] = value
         body = resource(kind, spec)
-        assert bool(refused_by_crd(kind, body)) == bool(refused_by_spec(kind, body)), (path, value)
+        is_refused = next(refused_by_crd(kind, body), None) is not None
+        assert is_refused == bool(refused_by_spec(kind, body)), (path, value)
         tried += 1
     assert tried > 1000
 
@@ -190,4 +200,4 @@ def test_both_doors_agree_on_any_value_in_any_place(case: Json) -> None:
 def test_a_parameter_that_engram_owns_is_refused(name: str) -> None:
     body = resource(CLUSTER_KIND, {"postgres": {"parameters": {name: "1"}}})
     assert refused_by_spec(CLUSTER_KIND, body) == [f"spec.postgres.parameters.{name}"]
-    assert refused_by_crd(CLUSTER_KIND, body) == ["spec.postgres.parameters"]
+    assert list(refused_by_crd(CLUSTER_KIND, body)) == ["spec.postgres.parameters"]

@@ -1,7 +1,7 @@
 """Entity tags in headers: the forms, weak and strong comparison, and the conditions that they make (RFC 9110)."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_sidecar.errors import BadRequest
@@ -14,6 +14,7 @@ ANOTHERS = ETag(0, 0)  # a well-formed tag that none of our memories has
 tags = st.builds(ETag, st.integers(1, 2**60 - 1), st.integers(0, 2**52 - 1))
 
 
+@settings(max_examples=40)
 @given(st.lists(tags, min_size=1, max_size=5), st.sampled_from([",", ", ", " ,\t", ",,", " , ,"]))
 def test_our_tags_read_back_in_their_order(written: list[ETag], between: str) -> None:
     assert parse_tags(between.join(str(tag) for tag in written), "If-Match") == tuple(written)

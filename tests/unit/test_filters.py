@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_sidecar.errors import Unprocessable
@@ -137,6 +137,7 @@ def test_an_attempt_in_an_operand_stays_a_variable(operator: str, operand: str) 
         assert json.loads(variables) == {"v0": operand}
 
 
+@settings(max_examples=50)
 @given(scalars, st.sampled_from(["eq", "ne", "gt", "in"]))
 def test_the_predicate_is_the_same_for_every_operand(operand: object, operator: str) -> None:
     path, variables = parse_filter({"value": {"a": {operator: [operand] if operator == "in" else operand}}})
@@ -155,6 +156,7 @@ def test_a_name_is_one_quoted_string_whatever_it_holds(name: str) -> None:
     assert path[end:] == " == $v0)"
 
 
+@settings(max_examples=50)
 @given(st.lists(texts))
 def test_the_steps_of_a_pointer_are_its_tokens(tokens: list[str]) -> None:
     tokens = ["x", *tokens]

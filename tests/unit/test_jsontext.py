@@ -5,7 +5,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_sidecar.jsontext import INT64_MAX, INT64_MIN, BadJson, is_storable, parse, parse_stored, strings
@@ -140,6 +140,7 @@ def test_a_scalar_has_no_depth_and_an_empty_container_has_one(text: str, depth: 
             parse(text.encode(), max_depth=depth - 1)
 
 
+@settings(max_examples=60)
 @given(document=documents, ascii_only=st.booleans())
 def test_any_value_comes_back_as_it_was_written(document: object, *, ascii_only: bool) -> None:
     assert read(json.dumps(document, ensure_ascii=ascii_only)) == document

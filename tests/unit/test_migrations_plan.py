@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_operator.clients.postgres import available_migrations
@@ -66,6 +66,7 @@ def test_a_name_of_another_form_is_refused(name: str) -> None:
         in_order({**FILES, name: ""})
 
 
+@settings(max_examples=20)
 @given(st.permutations(list(FILES.items())))
 def test_the_order_is_that_of_the_numbers(files: list[tuple[str, str]]) -> None:
     assert in_order(dict(files)) == ALL

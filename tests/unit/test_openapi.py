@@ -47,6 +47,11 @@ def inside(value: Any) -> Iterator[Any]:  # noqa: ANN401  JSON has no narrower t
         yield from inside(item)
 
 
+def one_of(member: str, values: list[Any]) -> list[dict[str, object]]:
+    """A document for each value, with that one member."""
+    return [{member: value} for value in values]
+
+
 def resolved(reference: str) -> Any:  # noqa: ANN401  any part of the document
     place: Any = DOCUMENT
     for token in reference.removeprefix("#/").split("/"):
@@ -197,13 +202,13 @@ def test_every_limit_but_depth_and_body_changes_the_description(name: str) -> No
         {"ttl_s": wire.MAX_TTL_S + 1},
         {"type": "a" * 63},
         {"type": "a" * 64},
-        *[{"type": value} for value in ("", "A", "9a", "a b", None, 1)],
-        *[{"content": value} for value in ("", None, 1, "\x00", ["x"])],
-        *[{"user": value} for value in ("", " ", 1, "a\x00")],
-        *[{"key": value} for value in ("", 1, [])],
-        *[{"namespace": value} for value in ([], None, "a", [""], [1], [None], {})],
-        *[{"importance": value} for value in (True, "1", [])],
-        *[{"ttl_s": value} for value in (False, "1", -1)],
+        *one_of("type", ["", "A", "9a", "a b", None, 1]),
+        *one_of("content", ["", None, 1, "\x00", ["x"]]),
+        *one_of("user", ["", " ", 1, "a\x00"]),
+        *one_of("key", ["", 1, []]),
+        *one_of("namespace", [[], None, "a", [""], [1], [None], {}]),
+        *one_of("importance", [True, "1", []]),
+        *one_of("ttl_s", [False, "1", -1]),
         {"id": str(ID)},
         {"": 1},
         [],
@@ -227,16 +232,13 @@ def test_a_body_is_taken_by_the_parser_if_the_description_takes_it(body: object)
         {},
         {"query": "tea", "user": "u", "type": "t", "namespace": ["n"], "limit": 100, "filter": {}},
         {"user": None, "agent": None, "session": None, "type": None},
-        *[{"limit": value} for value in (0, 1, 100, 101, 5.0, 5.5, "5", True, None)],
-        *[{"query": value} for value in ("", None, 1, "\x00", "a" * 4096, "a" * 4097)],
-        *[{"namespace": value} for value in ([], None, "a", [""])],
-        *[{"filter": value} for value in (None, [], "x", {"content": "x"}, {"key": "k"}, {"key": 1}, {"key": {}})],
-        *[
-            {"filter": {"key": value}}
-            for value in ({"eq": "x"}, {"like": "x"}, {"in": ["x"]}, {"in": "x"}, {"in": [1]})
-        ],
-        *[{"filter": {"importance": value}} for value in (1, "1", True, None, {"gt": 0.5, "lte": 1}, {"gt": "0"})],
-        *[{"filter": {"value": value}} for value in ({}, {"a": 1}, {"a": [1]}, {"a": {"ne": None}}, {"/a~2": 1}, 1)],
+        *one_of("limit", [0, 1, 100, 101, 5.0, 5.5, "5", True, None]),
+        *one_of("query", ["", None, 1, "\x00", "a" * 4096, "a" * 4097]),
+        *one_of("namespace", [[], None, "a", [""]]),
+        *one_of("filter", [None, [], "x", {"content": "x"}, {"key": "k"}, {"key": 1}, {"key": {}}]),
+        *one_of("filter", one_of("key", [{"eq": "x"}, {"like": "x"}, {"in": ["x"]}, {"in": "x"}, {"in": [1]}])),
+        *one_of("filter", one_of("importance", [1, "1", True, None, {"gt": 0.5, "lte": 1}, {"gt": "0"}])),
+        *one_of("filter", one_of("value", [{}, {"a": 1}, {"a": [1]}, {"a": {"ne": None}}, {"/a~2": 1}, 1])),
         {"q": "tea"},
         [],
     ],

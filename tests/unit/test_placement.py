@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_contract.names import length_prefixed
@@ -70,11 +70,13 @@ def test_names_that_look_alike_are_two(one: Name, other: Name) -> None:
     assert named_id(Strategy.USER, TENANT, one).uuid != named_id(Strategy.USER, TENANT, other).uuid
 
 
+@settings(max_examples=50)
 @given(names, names)
 def test_two_names_never_have_the_same_bytes(one: Name, other: Name) -> None:
     assert (one.to_bytes() == other.to_bytes()) == (one == other)
 
 
+@settings(max_examples=50)
 @given(st.lists(few, max_size=4), st.lists(few, max_size=4))
 def test_two_lists_of_parts_never_have_the_same_bytes(one: list[str], other: list[str]) -> None:
     assert (length_prefixed(*one) == length_prefixed(*other)) == (one == other)
@@ -96,6 +98,7 @@ def test_the_id_of_a_name_is_what_it_was_in_every_version(strategy: Strategy, na
     assert str(named_id(strategy, TENANT, name)) == expected
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(Strategy), names, states)
 def test_a_named_memory_stays_where_its_name_says_whatever_the_states(
     strategy: Strategy, name: Name, their_states: tuple[ShardState, ...]
@@ -107,6 +110,7 @@ def test_a_named_memory_stays_where_its_name_says_whatever_the_states(
     assert before.shard_of(slot).id == after.shard_of(slot).id
 
 
+@settings(max_examples=50)
 @given(names)
 def test_two_tenants_never_share_an_id(name: Name) -> None:
     assert named_id(Strategy.TIME, TENANT, name).uuid != named_id(Strategy.TIME, "t_other", name).uuid
@@ -115,6 +119,7 @@ def test_two_tenants_never_share_an_id(name: Name) -> None:
 # --------------------------------------------------------------------------------------------------------------- users
 
 
+@settings(max_examples=50)
 @given(st.text(min_size=1), st.lists(few, max_size=3).map(tuple), st.text(), st.text())
 def test_under_the_strategy_user_all_of_a_users_memories_share_a_slot(
     user: str, namespace: tuple[str, ...], key: str, content: str
@@ -173,6 +178,7 @@ def test_equal_traits_of_two_strategies_or_tenants_are_two_keys() -> None:
 # --------------------------------------------------------------------------------------------------------- new memories
 
 
+@settings(max_examples=50)
 @given(st.binary(), states)
 def test_a_new_memory_goes_to_an_active_shard_and_home_if_home_is_active(
     key: bytes, their_states: tuple[ShardState, ...]

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_contract.slots import MemoryId, uuid7
@@ -56,6 +56,7 @@ def test_a_rarer_lexeme_weighs_more_and_none_less_than_nothing(memories: int, fr
     assert idf(memories, frequency) > idf(memories, frequency + more) > 0
 
 
+@settings(max_examples=40)
 @given(sizes, frequencies)
 def test_weights_sum_to_one_over_all_lexemes_of_the_query(memories: int, counted: dict[str, int]) -> None:
     ranking = rank(memories, counted)
@@ -67,6 +68,7 @@ def test_weights_sum_to_one_over_all_lexemes_of_the_query(memories: int, counted
         assert sum(ranking.weights.values()) == pytest.approx(1 - missing / total)
 
 
+@settings(max_examples=40)
 @given(sizes, frequencies)
 def test_finders_are_the_rarest_and_together_bounded(memories: int, counted: dict[str, int]) -> None:
     ranking = rank(memories, counted)
@@ -128,6 +130,7 @@ def test_of_nothing_comes_nothing(limit: int) -> None:
     assert merge_best([], limit) == merge_newest([], limit) == ()
 
 
+@settings(max_examples=40)
 @given(hits, st.randoms(use_true_random=False), st.integers(1, 10))
 def test_the_order_of_the_answers_makes_no_difference(found: list[Hit], random: object, limit: int) -> None:
     mixed = found.copy()
@@ -136,6 +139,7 @@ def test_the_order_of_the_answers_makes_no_difference(found: list[Hit], random: 
     assert merge_newest(mixed, limit) == merge_newest(found, limit)
 
 
+@settings(max_examples=40)
 @given(hits, st.integers(1, 4), st.integers(1, 10))
 def test_merging_each_shards_first_ones_is_merging_all(found: list[Hit], parts: int, limit: int) -> None:
     shards = [found[at::parts] for at in range(parts)]
@@ -143,6 +147,7 @@ def test_merging_each_shards_first_ones_is_merging_all(found: list[Hit], parts: 
         assert merge([one for shard in shards for one in merge(shard, limit)], limit) == merge(found, limit)
 
 
+@settings(max_examples=40)
 @given(hits)
 def test_neighbours_are_in_order(found: list[Hit]) -> None:
     def place(one: Hit) -> tuple[float, datetime, UUID]:

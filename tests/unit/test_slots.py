@@ -3,7 +3,7 @@
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_contract.slots import SLOTS, BadMemoryId, MemoryId, crc16, named_uuid, slot_of, uuid7
@@ -42,6 +42,7 @@ def test_the_checksum_is_the_remainder_of_polynomial_division(data: bytes) -> No
     assert slot_of(data) == remainder % SLOTS
 
 
+@settings(max_examples=50)
 @given(ids)
 def test_an_id_reads_back_from_its_text(memory_id: MemoryId) -> None:
     text = str(memory_id)
@@ -102,6 +103,7 @@ def test_the_example_of_rfc_9562_comes_out() -> None:
     assert str(uuid7(0x017F22E279B0, bytes.fromhex("0cc318c4dc0c0c07398f"))) == TIMED  # appendix A.6
 
 
+@settings(max_examples=50)
 @given(unix_ms, ten_bytes)
 def test_a_timed_uuid_holds_time_version_variant_and_randomness(moment: int, randomness: bytes) -> None:
     made = uuid7(moment, randomness)
@@ -111,6 +113,7 @@ def test_a_timed_uuid_holds_time_version_variant_and_randomness(moment: int, ran
     assert made.int & free == int.from_bytes(randomness) & free
 
 
+@settings(max_examples=50)
 @given(unix_ms, unix_ms, ten_bytes, ten_bytes)
 def test_timed_uuids_sort_by_their_time(one: int, other: int, first: bytes, second: bytes) -> None:
     if one != other:
@@ -118,6 +121,7 @@ def test_timed_uuids_sort_by_their_time(one: int, other: int, first: bytes, seco
         assert (left < right) == (str(left) < str(right)) == (one < other)
 
 
+@settings(max_examples=50)
 @given(st.text(), st.binary())
 def test_a_named_uuid_follows_from_its_name_and_says_version_8(tenant: str, name: bytes) -> None:
     made = named_uuid(tenant, name)
@@ -125,6 +129,7 @@ def test_a_named_uuid_follows_from_its_name_and_says_version_8(tenant: str, name
     assert (made.version, made.variant) == (8, UUID(NAMED).variant)
 
 
+@settings(max_examples=50)
 @given(st.tuples(st.text(), st.binary()), st.tuples(st.text(), st.binary()))
 def test_two_names_or_tenants_never_share_a_uuid(one: tuple[str, bytes], other: tuple[str, bytes]) -> None:
     assert (named_uuid(*one) == named_uuid(*other)) == (one == other)

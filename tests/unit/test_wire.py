@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_contract.policy import Limits
@@ -388,6 +388,7 @@ def test_a_time_is_written_in_utc_with_microseconds(moment: datetime | None, tex
     assert wire.timestamp(moment) == text
 
 
+@settings(max_examples=50)
 @given(moments, moments)
 def test_texts_of_times_compare_like_times(one: datetime, other: datetime) -> None:
     left, right = str(wire.timestamp(one)), str(wire.timestamp(other))
@@ -395,6 +396,7 @@ def test_texts_of_times_compare_like_times(one: datetime, other: datetime) -> No
     assert datetime.fromisoformat(left) == one
 
 
+@settings(max_examples=50)
 @given(moments, st.uuids())
 def test_a_cursor_reads_back(created: datetime, uuid: UUID) -> None:
     cursor = Cursor(created, str(uuid))
