@@ -7,7 +7,6 @@ are found too. They are asked first, and killed if they do not go.
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -42,10 +41,26 @@ def end_all() -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, wanted)
         told |= left.keys()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
+        reap()
         time.sleep(0.05)
+
+
+def reap() -> None:
+    """Takes leave of children that have ended, adopted ones too: they are nothing that was left running."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+
+
+def run(command: list[str]) -> int:
+    """The status of the command, negative for the signal that ended it; reaps what is adopted meanwhile."""
+    child = os.posix_spawnp(
+        command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    )
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
 
 
 def main(command: list[str]) -> int:
@@ -53,7 +68,8 @@ def main(command: list[str]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode  # noqa: S603  what was asked
+        status = run(command)
+        reap()
         if left := descendants():
             print(f"still running after the tests, now ended: {', '.join(sorted(left.values()))}", file=sys.stderr)
     except KeyboardInterrupt:

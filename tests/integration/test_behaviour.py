@@ -177,7 +177,7 @@ def test_a_weak_tag_never_lets_a_write_through(http: Http, space: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
-@pytest.mark.parametrize("tag", ["1-1", '"1-1', '"a" "b"', "", '"a",', "W/1", "*, *"])
+@pytest.mark.parametrize("tag", ["1-1", '"1-1', '"a" "b"', "", "W/1", "*, *"])
 def test_a_malformed_tag_is_400(http: Http, space: str, method: str, tag: str) -> None:
     body: object = {} if method in {"PUT", "PATCH"} else None
     answer = http(method, "/v1/items", body, headers={"If-None-Match": tag}, **item(space))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_contract.apportion import Move, SlotRange
+from engram_contract.apportion import Move, SlotRange, owners_of
 from engram_contract.shardmap import (
     MAX_CHARS,
     MAX_NODES,
@@ -125,11 +125,11 @@ def test_the_surplus_that_moves_is_the_least_over_all_ways_to_round(old: ShardMa
 def test_moves_turn_the_old_owners_into_the_new_ones(old: ShardMap, asked: list[Shard]) -> None:
     names = {one.id for one in asked}
     new = rebalanced(restated(old, [*asked, *(replace(one, weight=0) for one in old.shards if one.id not in names)]))
-    after = owners(old)
+    after = owners_of(old.ranges)
     for move in moves(old, new):
         assert set(after[move.first : move.last + 1]) == {move.source}
         after[move.first : move.last + 1] = [move.target] * (move.last - move.first + 1)
-    assert after == owners(new)
+    assert after == owners_of(new.ranges)
 
 
 def exact_shares(shard_map: ShardMap, pool: int) -> dict[str, Fraction]:
