@@ -7,7 +7,7 @@ attempt
 3. caches   none yet: every read asks the store. They will stand between locate and ask, and a write will drop
 entries after ask
 4. choose   routing.py: the primary of the shard, or why there is none
-5. ask      writes.py and store.py: one attempt
+5. ask      writes.py, finding.py and store.py: one attempt
 A shard that does not own the slot (SlotMoved) is asked for its map; with a newer one the request starts over, at most
 MAP_ATTEMPTS times.
 
@@ -19,7 +19,7 @@ Promises
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,10 +28,11 @@ from typing import Final, TypeVar
 
 from engram_contract.placement import Traits, named_id, routing_key, slot_for_new, user_slot
 from engram_contract.policy import Limits, Policy
-from engram_contract.shardmap import NoActiveShard, Shard, ShardMap, ShardState, Strategy
+from engram_contract.shardmap import NoActiveShard, Shard, ShardMap, Strategy
 from engram_contract.slots import MemoryId, uuid7
-from engram_sidecar import ranking, routing
+from engram_sidecar import routing
 from engram_sidecar.errors import Flaw, NotFound, ShardUnavailable, SidecarError, SlotMoved, Unprocessable
+from engram_sidecar.finding import Finder
 from engram_sidecar.indexing import Indexer
 from engram_sidecar.records import (
     Cursor,
@@ -44,18 +45,15 @@ from engram_sidecar.records import (
     Patch,
     Put,
     Selection,
-    ShardFailure,
     ShardReport,
 )
-from engram_sidecar.store import Place, Store, to_memory
+from engram_sidecar.store import Place, Store
 from engram_sidecar.topology import Topology
 from engram_sidecar.writes import Operation, Outcome, Rules, Run, delete_memory, fetch_memories, put_memory, write_group
 
 log = logging.getLogger(__name__)
 
 MAP_ATTEMPTS: Final = 3
-SIZE_CACHE_S: Final = 30.0  # how many memories there are moves the order of hits little
-MIN_SHARD_LIMIT: Final = 5  # requirements 1.2: a shard is asked for at least so many
 
 Answer = TypeVar("Answer")
 
@@ -82,8 +80,7 @@ class Pipeline:
         self._world = world
         self._timeout_s = timeout_s
         self._indexer = Indexer(topology.current.tenant)
-        self._sizes: dict[str, tuple[float, int]] = {}
-        self._mean_terms: dict[str, float] = {}
+        self._finder = Finder(store, world.monotonic_s, timeout_s)
 
     # One memory
 
@@ -220,27 +217,7 @@ class Pipeline:
 
     async def list_newest(self, selection: Selection, limit: int, after: Cursor | None) -> Found:
         """The newest memories of a selection, below the cursor."""
-
-        async def ask(shard_map: ShardMap, place: Place) -> list[Hit]:
-            bounds = (None, None) if after is None else (after.created, after.id)
-            rows = await self._store.read(
-                place,
-                "list_memories",
-                *_selected(selection),
-                *bounds,
-                max(limit + 1, MIN_SHARD_LIMIT),
-                shard_map.epoch,
-                timeout_s=self._timeout_s,
-            )
-            return [Hit(to_memory(row), place.shard) for row in rows]
-
-        async def attempt(shard_map: ShardMap) -> Found:
-            hits, failures = await self._scatter(shard_map, selection, ask)
-            page = ranking.merge_newest(hits, limit)
-            last = page[-1].memory if len(hits) > len(page) else None
-            return Found(page, failures, None if last is None else Cursor(last.created, str(last.id.uuid)))
-
-        return await self._with_map(attempt)
+        return await self._with_map(partial(self._finder.list_newest, selection, limit, after))
 
     async def search(self, query: str, selection: Selection, limit: int) -> Found:
         """The best memories for a query; of stop words only, or none, the newest ones, unscored."""
@@ -248,52 +225,7 @@ class Pipeline:
         if not lexemes:
             newest = await self.list_newest(selection, limit, None)
             return Found(newest.hits, newest.failures)
-
-        async def attempt(shard_map: ShardMap) -> Found:
-            counts, lost = await self._scatter(shard_map, selection, lambda _, place: self._count(place, lexemes))
-            frequencies: Counter[str] = Counter(dict.fromkeys(lexemes, 0))
-            for _shard, counted in counts:
-                frequencies.update(counted)
-            answered = [shard for shard, _ in counts]
-            memories = sum(self._sizes[shard][1] for shard in answered)
-            mean_terms = sum(self._sizes[s][1] * self._mean_terms[s] for s in answered) / max(memories, 1)
-            ranked = ranking.rank(memories, frequencies)
-            if not ranked.finders:
-                return Found((), lost, legs=("lexical",))
-
-            async def ask(shard_map: ShardMap, place: Place) -> list[Hit]:
-                rows = await self._store.read(
-                    place,
-                    "search_memories",
-                    " | ".join(f"'{lexeme}'" for lexeme in ranked.finders),
-                    [f"'{lexeme}'" for lexeme in ranked.weights],
-                    list(ranked.weights.values()),
-                    mean_terms,
-                    ranking.MAX_CANDIDATES,
-                    *_selected(selection),
-                    max(limit, MIN_SHARD_LIMIT),
-                    shard_map.epoch,
-                    timeout_s=self._timeout_s,
-                )
-                return [Hit(to_memory(row), place.shard, min(max(row["score"], 0.0), 1.0)) for row in rows]
-
-            hits, failures = await self._scatter(shard_map, selection, ask, without=lost)
-            return Found(ranking.merge_best(hits, limit), (*lost, *failures), legs=("lexical",))
-
-        return await self._with_map(attempt)
-
-    async def _count(self, place: Place, lexemes: Sequence[str]) -> list[tuple[str, dict[str, int]]]:
-        """In how many memories of one shard each lexeme stands; refreshes what is known of the shard's size."""
-        now_s = self._world.monotonic_s()
-        known = self._sizes.get(place.shard)
-        if known is None or known[0] < now_s:
-            [size] = await self._store.read(place, "tenant_size", timeout_s=self._timeout_s)
-            self._sizes[place.shard] = (now_s + SIZE_CACHE_S, size["memories"])
-            self._mean_terms[place.shard] = size["mean_terms"]
-        rows = await self._store.read(
-            place, "count_lexemes", list(lexemes), ranking.FREQUENCY_CAP, timeout_s=self._timeout_s
-        )
-        return [(place.shard, {row["lexeme"]: row["memories"] for row in rows})]
+        return await self._with_map(partial(self._finder.search, lexemes, selection, limit))
 
     async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
         """The map and its shards, with the number of live memories if asked for."""
@@ -311,35 +243,6 @@ class Pipeline:
         return shard_map, list(await asyncio.gather(*(report(shard) for shard in shard_map.shards)))
 
     # What all of them share
-
-    async def _scatter(
-        self,
-        shard_map: ShardMap,
-        selection: Selection,
-        ask: Callable[[ShardMap, Place], Awaitable[list[Answer]]],
-        without: Sequence[ShardFailure] = (),
-    ) -> tuple[list[Answer], tuple[ShardFailure, ...]]:
-        """What the selection's shards answered, and those that did not.
-
-        Raises ShardUnavailable if none did, SlotMoved if our map is old.
-        """
-        lost = {failure.shard for failure in without}
-        asked = [shard for shard in routing.shards_to_search(shard_map, selection) if shard.id not in lost]
-
-        async def ask_one(shard: Shard) -> list[Answer] | ShardUnavailable:
-            try:
-                if shard.state is ShardState.MAINTENANCE:
-                    return ShardUnavailable(shard.id, routing.MAINTENANCE, 30)
-                return await ask(shard_map, routing.primary(shard))
-            except ShardUnavailable as error:
-                return error
-
-        answers = await asyncio.gather(*(ask_one(shard) for shard in asked))
-        failures = [answer for answer in answers if isinstance(answer, ShardUnavailable)]
-        if failures and len(failures) == len(asked):
-            raise failures[0]
-        found = [one for answer in answers if not isinstance(answer, ShardUnavailable) for one in answer]
-        return found, tuple(ShardFailure(failure.shard, failure.reason) for failure in failures)
 
     async def _with_map(self, attempt: Callable[[ShardMap], Awaitable[Answer]]) -> Answer:
         """The attempt's answer with the map in force, or with a newer one that a shard knows."""
@@ -378,23 +281,3 @@ class Pipeline:
         is_by_user = shard_map.strategy is Strategy.USER and not shard_map.scattered
         if is_by_user and user_slot(shard_map.tenant, draft.user) != memory_id.slot:
             raise Unprocessable(Flaw("/user", "the user is fixed at creation: the id's slot belongs to another user"))
-
-
-def _selected(selection: Selection) -> tuple[object, ...]:
-    """The arguments of a selection.
-
-    The range of a namespace prefix ends before the successor of its last part: in the collation "C" nothing stands
-    between a text and the same with U+0001 behind it.
-    """
-    namespace = list(selection.namespace) or None
-    end = None if namespace is None else [*namespace[:-1], namespace[-1] + "\x01"]
-    return (
-        selection.user,
-        selection.agent,
-        selection.session,
-        selection.type,
-        namespace,
-        end,
-        selection.filter_path,
-        selection.filter_vars,
-    )

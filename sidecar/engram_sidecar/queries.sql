@@ -82,7 +82,7 @@ FROM engram.search_memories(
 
 -- name: count_lexemes
 -- In how many memories each lexeme stands: exact below the cap, an estimate above.
-SELECT c.lexeme, c.memories FROM engram.count_lexemes($1, $2) c;
+SELECT c.lexeme, c.memories FROM engram.count_lexemes($1, $2, $3) c;
 
 -- name: tenant_size
 -- How many memories the tenant has on this shard and how long they are: exact up to 10,000.

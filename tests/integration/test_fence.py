@@ -210,3 +210,22 @@ def test_a_stale_sidecar_never_answers_from_a_shard_that_lost_the_slot(
 
 def _policy(tenant: Tenant) -> Policy:
     return Policy.from_json((tenant.config_dir / "policy.json").read_text())
+
+
+def test_a_stale_search_for_words_that_moved_away_is_not_an_empty_answer(moved: tuple[Tenant, ShardMap]) -> None:
+    """All that s0 knows are words of before; the true memory was written on s1 alone, where the old map never looks."""
+    tenant, new_map = moved
+    narrow = replace(owned_by(tenant.shard_map, "s0"), epoch=tenant.shard_map.epoch)
+    write_config(tenant.config_dir, narrow, _policy(tenant))
+    with SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
+        publish_everywhere(tenant, new_map)
+        fresh = Path(str(tenant.config_dir) + "-fresh")
+        write_config(fresh, new_map, _policy(tenant))
+        with SidecarThread(Settings(fresh, http_port=0, admin_port=0)).running() as other:
+            true = Http(other.ports.http_port)
+            true("PUT", "/v1/items", {"content": "an okapi"}, key="k")
+            true.close()
+        http = Http(thread.ports.http_port)
+        found = http("POST", "/v1/search", {"query": "okapi"}).json["results"]
+        assert [hit["content"] for hit in found] == ["an okapi"]
+        http.close()

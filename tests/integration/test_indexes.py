@@ -176,11 +176,11 @@ async def test_a_search_reads_the_tenants_candidates_and_no_other_row(
 async def test_counting_lexemes_stops_at_the_cap(full: tuple[RealServer, Tenant]) -> None:
     server, tenant = full
     words = lexemes(tenant, COMMON, MIDDLING, RARE)
-    scans, _, fetched = await touched(server, tenant, "count_lexemes", words, 2000)
+    scans, _, fetched = await touched(server, tenant, "count_lexemes", words, 2000, 1)
     assert scans == 0
     assert fetched <= 2000 + 500 + 10 + 50
     async with server.session("indexes", tenant.role) as connection:
-        rows = await connection.fetch(QUERIES["count_lexemes"], words, 2000)
+        rows = await connection.fetch(QUERIES["count_lexemes"], words, 2000, 1)
         counts = {row["lexeme"]: row["memories"] for row in rows}
     assert counts[words[2]] == 10
     assert counts[words[1]] == 490

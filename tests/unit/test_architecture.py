@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Source:
 
     @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text, self.path)
+        return parsed(self)
 
     @property
     def imports(self) -> Iterator[str]:
@@ -91,6 +92,12 @@ class Source:
     @property
     def room(self) -> str:
         return self.path.split("/")[0] + "/"
+
+
+@cache
+def parsed(source: Source) -> ast.Module:
+    """The tree of a file; every rule asks for it again."""
+    return ast.parse(source.text, source.path)
 
 
 Rule = Callable[[Source], Iterator[str]]

@@ -7,7 +7,6 @@ What only a real API server shows, the cost of a rule among it, is for the tests
 
 import copy
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -36,8 +35,6 @@ EXAMPLES = [
     for body in yaml.safe_load_all(path.read_text())
     if body["kind"] in SPECS
 ]
-# Without the long form every other value in a place, and those between in the next place.
-STRIDE = 1 if os.environ.get("ENGRAM_SOAK") == "1" else 2
 Value = Any  # JSON has no narrower type
 Json = dict[str, Value]
 
@@ -112,8 +109,20 @@ def whole_match(_validator: Value, pattern: str, value: Value, _schema: Json) ->
         yield jsonschema.ValidationError(f"{value!r} does not match")
 
 
+def remembered(judge: Value, properties: Json, value: Value, _schema: Json) -> Iterator[jsonschema.ValidationError]:
+    """Each member by its schema, unless the very same was sound before: most of a resource is alike in every case."""
+    for name in [name for name in properties if name in value] if isinstance(value, dict) else ():
+        seen = (id(properties[name]), repr(value[name]))
+        if seen not in SOUND:
+            errors = list(judge.descend(value[name], properties[name], path=name, schema_path=name))
+            yield from errors
+            SOUND.update([] if errors else [seen])
+
+
+SOUND: set[tuple[int, str]] = set()
+KEYWORDS = {"pattern": whole_match, "properties": remembered}
 extend = jsonschema.validators.extend
-OPENAPI = extend(jsonschema.Draft202012Validator, {"pattern": whole_match})  # type: ignore[no-untyped-call]
+OPENAPI = extend(jsonschema.Draft202012Validator, KEYWORDS)  # type: ignore[no-untyped-call]
 JUDGES = {kind: OPENAPI(schema) for kind, schema in SCHEMAS.items()}
 
 
@@ -181,10 +190,7 @@ def test_both_doors_agree_on_any_value_in_any_place(case: Json) -> None:
     kind, whole = case["kind"], case["spec"]
     needed = {name: whole[name] for name in ("shards", "clusterRef") if name in whole}
     tried = 0
-    hostile = itertools.chain(*CASES["hostile"])
-    for (row, path), (column, value) in itertools.product(enumerate(leaves(whole)), enumerate(hostile)):
-        if (row + column) % STRIDE:
-            continue
+    for path, value in itertools.product(leaves(whole), itertools.chain(*CASES["hostile"])):
         place = spec = copy.deepcopy(needed | {path[0]: whole[path[0]]})
         for name in path[:-1]:
             place = place[name]

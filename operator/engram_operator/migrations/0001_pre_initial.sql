@@ -192,15 +192,23 @@ BEGIN
         WHERE m.tenant = session_user::text ORDER BY m.created DESC, m.id DESC LIMIT 1000) n);
 END $$;
 
+-- Refuses a list or a search by a map that is older than this shard's: slots may have moved to a shard that it lacks.
+CREATE FUNCTION engram.check_epoch(known_epoch bigint) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM engram.shard_map s WHERE s.tenant = session_user::text AND s.epoch > known_epoch) THEN
+        RAISE EXCEPTION 'the map of epoch % is old', known_epoch USING ERRCODE = 'EG001';
+    END IF;
+END $$;
+
 -- In how many of the calling tenant's memories each lexeme stands. Lexemes are the tenant's own (hashed with its name), so the
 -- index gives no foreign rows. Exact below `cap`; from there the planner's estimate, at least `cap`.
-CREATE FUNCTION engram.count_lexemes(lexemes text[], cap int) RETURNS TABLE (lexeme text, memories bigint)
+CREATE FUNCTION engram.count_lexemes(lexemes text[], cap int, known_epoch bigint) RETURNS TABLE (lexeme text, memories bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
-DECLARE
-    counted record;
 BEGIN
+    PERFORM engram.check_epoch(known_epoch);
     FOREACH lexeme IN ARRAY lexemes LOOP
         memories := (SELECT count(*) FROM (
             SELECT FROM engram.memories m
@@ -215,15 +223,6 @@ BEGIN
         END IF;
         RETURN NEXT;
     END LOOP;
-END $$;
-
--- Refuses a list or a search by a map that is older than this shard's: slots may have moved to a shard that it lacks.
-CREATE FUNCTION engram.check_epoch(known_epoch bigint) RETURNS void
-    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF EXISTS (SELECT FROM engram.shard_map s WHERE s.tenant = session_user::text AND s.epoch > known_epoch) THEN
-        RAISE EXCEPTION 'the map of epoch % is old', known_epoch USING ERRCODE = 'EG001';
-    END IF;
 END $$;
 
 -- The calling tenant's memories, newest first. Every argument may be absent. `namespace` to `namespace_end` is the range of

@@ -1,0 +1,167 @@
+"""How memories are found: every shard that may hold some is asked, and one answer is made of theirs.
+
+A search goes twice over the shards: first for how often each lexeme stands there, so that the weights are those of
+all shards together, then for the best memories by these weights. So scores compare, and the merge is exact.
+
+Promises
+1. A shard that did not answer is named; if none did, that is an error and never an empty answer.
+2. An old map is refused by the shard (SlotMoved): memories that moved to a shard it lacks are never silently missing.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from engram_contract.shardmap import Shard, ShardMap, ShardState
+from engram_sidecar import ranking, routing
+from engram_sidecar.errors import ShardUnavailable, SlotMoved
+from engram_sidecar.records import Cursor, Found, Hit, Selection, ShardFailure
+from engram_sidecar.store import Place, Store, to_memory
+
+SIZE_CACHE_S: Final = 30.0  # how many memories there are moves the order of hits little
+MIN_SHARD_LIMIT: Final = 5  # requirements 1.2: a shard is asked for at least so many
+LEGS: Final = ("lexical",)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many memories a tenant has on a shard and how many terms they have on average, known until `until_s`."""
+
+    until_s: float
+    memories: int
+    mean_terms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What one shard said of a query's lexemes."""
+
+    size: Size
+    frequencies: dict[str, int]
+
+
+class Finder:
+    """Lists and searches the shards of a map. Keeps the sizes that it was told for a while."""
+
+    def __init__(self, store: Store, monotonic_s: Callable[[], float], timeout_s: float) -> None:
+        self._store = store
+        self._monotonic_s = monotonic_s
+        self._timeout_s = timeout_s
+        self._sizes: dict[str, Size] = {}
+
+    async def list_newest(self, selection: Selection, limit: int, after: Cursor | None, shard_map: ShardMap) -> Found:
+        """The newest memories of a selection, below the cursor. Raises SlotMoved, ShardUnavailable."""
+        bounds = (None, None) if after is None else (after.created, after.id)
+
+        async def ask(place: Place) -> list[Hit]:
+            rows = await self._store.read(
+                place,
+                "list_memories",
+                *_selected(selection),
+                *bounds,
+                max(limit + 1, MIN_SHARD_LIMIT),
+                shard_map.epoch,
+                timeout_s=self._timeout_s,
+            )
+            return [Hit(to_memory(row), place.shard) for row in rows]
+
+        hits, failures = await _scatter(routing.shards_to_search(shard_map, selection), ask)
+        page = ranking.merge_newest(hits, limit)
+        last = page[-1].memory if len(hits) > len(page) else None
+        return Found(page, failures, None if last is None else Cursor(last.created, str(last.id.uuid)))
+
+    async def search(self, lexemes: Sequence[str], selection: Selection, limit: int, shard_map: ShardMap) -> Found:
+        """The best memories of a selection for these lexemes. Raises SlotMoved, ShardUnavailable."""
+        shards = routing.shards_to_search(shard_map, selection)
+        counted, lost = await _scatter(shards, lambda place: self._count(place, lexemes, shard_map.epoch))
+        frequencies: Counter[str] = Counter(dict.fromkeys(lexemes, 0))
+        for one in counted:
+            frequencies.update(one.frequencies)
+        memories = sum(one.size.memories for one in counted)
+        mean_terms = sum(one.size.memories * one.size.mean_terms for one in counted) / max(memories, 1)
+        ranked = ranking.rank(memories, frequencies)
+        if not ranked.finders:
+            return Found((), lost, legs=LEGS)
+
+        async def ask(place: Place) -> list[Hit]:
+            rows = await self._store.read(
+                place,
+                "search_memories",
+                " | ".join(f"'{lexeme}'" for lexeme in ranked.finders),
+                [f"'{lexeme}'" for lexeme in ranked.weights],
+                list(ranked.weights.values()),
+                mean_terms,
+                ranking.MAX_CANDIDATES,
+                *_selected(selection),
+                max(limit, MIN_SHARD_LIMIT),
+                shard_map.epoch,
+                timeout_s=self._timeout_s,
+            )
+            return [Hit(to_memory(row), place.shard, min(max(row["score"], 0.0), 1.0)) for row in rows]
+
+        names = {failure.shard for failure in lost}
+        hits, failures = await _scatter([shard for shard in shards if shard.id not in names], ask)
+        return Found(ranking.merge_best(hits, limit), (*lost, *failures), legs=LEGS)
+
+    async def _count(self, place: Place, lexemes: Sequence[str], epoch: int) -> list[Counted]:
+        size = self._sizes.get(place.shard)
+        if size is None or size.until_s < self._monotonic_s():
+            [row] = await self._store.read(place, "tenant_size", timeout_s=self._timeout_s)
+            size = Size(self._monotonic_s() + SIZE_CACHE_S, row["memories"], row["mean_terms"])
+            self._sizes[place.shard] = size
+        rows = await self._store.read(
+            place, "count_lexemes", list(lexemes), ranking.FREQUENCY_CAP, epoch, timeout_s=self._timeout_s
+        )
+        return [Counted(size, {row["lexeme"]: row["memories"] for row in rows})]
+
+
+async def _scatter(
+    shards: Sequence[Shard], ask: Callable[[Place], Awaitable[list[Answer]]]
+) -> tuple[list[Answer], tuple[ShardFailure, ...]]:
+    """What the shards answered, and those that did not. Raises ShardUnavailable if none did, SlotMoved."""
+
+    async def ask_one(shard: Shard) -> list[Answer] | ShardUnavailable | SlotMoved:
+        if shard.state is ShardState.MAINTENANCE:
+            return ShardUnavailable(shard.id, routing.MAINTENANCE, 30)
+        try:
+            return await ask(routing.primary(shard))
+        except (ShardUnavailable, SlotMoved) as error:
+            return error
+
+    answers = await asyncio.gather(*(ask_one(shard) for shard in shards))
+    found: list[Answer] = []
+    failures: list[ShardUnavailable] = []
+    for answer in answers:
+        if isinstance(answer, SlotMoved):
+            raise answer
+        if isinstance(answer, ShardUnavailable):
+            failures.append(answer)
+        else:
+            found.extend(answer)
+    if failures and len(failures) == len(shards):
+        raise failures[0]
+    return found, tuple(ShardFailure(failure.shard, failure.reason) for failure in failures)
+
+
+def _selected(selection: Selection) -> tuple[object, ...]:
+    """The arguments of a selection.
+
+    The range of a namespace prefix ends before the successor of its last part: in the collation "C" nothing stands
+    between a text and the same with U+0001 behind it.
+    """
+    namespace = list(selection.namespace) or None
+    end = None if namespace is None else [*namespace[:-1], namespace[-1] + "\x01"]
+    return (
+        selection.user,
+        selection.agent,
+        selection.session,
+        selection.type,
+        namespace,
+        end,
+        selection.filter_path,
+        selection.filter_vars,
+    )
