@@ -19,6 +19,11 @@ FIXED: Final[Mapping[str, str]] = {
     "lc_messages": "C",
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
     "fsync": "on",
     "full_page_writes": "on",
 }

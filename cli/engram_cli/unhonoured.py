@@ -104,7 +104,7 @@ TENANT_GAPS: Final = (
     TenantGap(
         ("retention",),
         lambda spec: spec.retention_s > 0,
-        "memories stay until deleted; their own ttl_s counts",
+        "memories leave every answer when it is over, but the space they take is not freed",
     ),
     TenantGap(("compliance",), lambda spec: bool(spec.compliance), "NONE of the frameworks' duties is fulfilled"),
     TenantGap(

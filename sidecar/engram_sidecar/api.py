@@ -19,7 +19,7 @@ from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar import jsontext, wire
 from engram_sidecar.batches import outcome_document, parse_batch
-from engram_sidecar.errors import BadRequest, Flaw, NotFound, SidecarError, TooLarge, Unprocessable
+from engram_sidecar.errors import BadRequest, Flaw, NotFound, PreconditionFailed, SidecarError, TooLarge, Unprocessable
 from engram_sidecar.etags import parse_tags, write_conditions
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.openapi import openapi_document
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _JSON: Final = frozenset({"application/json", "application/merge-patch+json"})
 _CHUNK_BYTES: Final = 65_536
+_INLINE_BYTES: Final = 65_536  # a larger body is parsed beside the loop
+_ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 _SERVER_ERROR: Final = 500
 
 
@@ -187,9 +189,13 @@ class Api:
     # What both addresses share
 
     async def _answer_get(self, request: web.BaseRequest, memory_id: MemoryId) -> web.Response:
+        expected = request.headers.getall("If-Match", [])
+        accepted = parse_tags(",".join(expected), "If-Match") if expected else None
         header = request.headers.getall("If-None-Match", [])
         known = parse_tags(",".join(header), "If-None-Match", weak=True) if header else ()
         hit = await self._pipeline.get(memory_id)
+        if accepted is not None and hit.memory.etag not in accepted:
+            raise PreconditionFailed("If-Match: the memory's entity tag is another one now")
         if known is None or hit.memory.etag in known:
             return web.Response(status=304, headers={"ETag": str(hit.memory.etag)})
         return _memory_response(hit, 200)
@@ -279,18 +285,22 @@ class Api:
 
         The type must be said: a web page may send a body of another type, or of none, to localhost without being asked.
         """
-        if "Content-Type" not in request.headers or request.content_type not in _JSON:
-            detail = "send it with the header Content-Type: application/json"
+        is_json = "Content-Type" in request.headers and request.content_type in _JSON
+        if not is_json or request.headers.get("Content-Encoding", "").strip().lower() not in _ENCODINGS:
+            detail = "send it with the header Content-Type: application/json, plain or compressed by gzip or deflate"
             wrong = problem(415, "unsupported-media-type", "The body is not said to be JSON", detail)
             raise _Answered(_problem_response(wrong))
         raw = await self._body(request)
         try:
-            return jsontext.parse(raw, max_depth=self._limits.json_depth)
+            if len(raw) <= _INLINE_BYTES:
+                return jsontext.parse(raw, max_depth=self._limits.json_depth)
+            return await asyncio.to_thread(jsontext.parse, raw, max_depth=self._limits.json_depth)
         except jsontext.BadJson as error:
             reason = f"the body is not JSON that can be stored: {error}"
             raise BadRequest(reason) from error
 
     async def _body(self, request: web.BaseRequest) -> bytes:
+        await _continue(request)
         limit = self._limits.body_bytes
         if (request.content_length or 0) > limit:
             raise TooLarge("bytes of body", limit)
@@ -316,6 +326,17 @@ class _Answered(Exception):
     def __init__(self, response: web.Response) -> None:
         super().__init__()
         self.response = response
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Lets a client that asked go on with its body (RFC 9110 section 10.1.1)."""
+    expected = request.headers.get("Expect", "").lower()
+    if expected == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    elif expected:
+        unknown = problem(417, "expectation-failed", "The expectation is not known", "there is 100-continue")
+        raise _Answered(_problem_response(unknown))
 
 
 def _check_host(request: web.BaseRequest) -> None:

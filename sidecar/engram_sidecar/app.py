@@ -32,6 +32,9 @@ from engram_sidecar.store import Credentials, Store
 from engram_sidecar.topology import Topology
 
 log = logging.getLogger(__name__)
+# The server would log each malformed request with its address, keys and all; handlers log their own failures.
+protocol_log = logging.getLogger("engram_sidecar.protocol")
+protocol_log.setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,9 @@ async def _listen(
     drain_timeout_s: float,
 ) -> int:
     """The port that is listened on, after adding the runner to `runners`. Raises PortTaken."""
-    runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=drain_timeout_s)
+    runner = web.ServerRunner(
+        web.Server(handle, access_log=None, logger=protocol_log), shutdown_timeout=drain_timeout_s
+    )
     await runner.setup()
     runners.append(runner)
     try:

@@ -68,7 +68,7 @@ def _operation(document: object, place: str, limits: Limits, ids: Ids) -> Operat
         patch = document.get("memory")
         if not isinstance(patch, dict):
             raise Unprocessable(Flaw(f"{place}/memory", "must be an object: a JSON merge patch"))
-        return Patch(memory_id, patch, conditions)
+        return Patch(memory_id, patch, conditions, f"{place}/memory")
     return Put(memory_id, _whole(document, name, place, limits), conditions)
 
 

@@ -26,6 +26,8 @@ _OPERATORS: Final = (*COMPARISONS, "in")
 _FIELDS: Final = (*FIELD_KINDS, "value")
 MAX_CONDITIONS: Final = 64  # a predicate is evaluated on every candidate
 MAX_ALTERNATIVES: Final = 256
+MAX_STEPS: Final = 64  # as deep as a value may be
+MAX_NAME_BYTES: Final = 4_096
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 # RFC 3339: a date-time always names its offset.
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
@@ -63,8 +65,8 @@ def parse_filter(document: object, place: str = "/filter") -> tuple[str | None, 
     for target, kind, condition, where in _conditions(document, place):
         for operator, operand in _operands(condition, kind, where):
             builder.add(target, operator, operand)
-    if len(builder.predicates) > MAX_CONDITIONS:
-        raise Unprocessable(Flaw(place, f"at most {MAX_CONDITIONS} conditions"))
+            if len(builder.predicates) > MAX_CONDITIONS:
+                raise Unprocessable(Flaw(place, f"at most {MAX_CONDITIONS} conditions"))
     if not builder.predicates:
         return None, "{}"
     return "strict " + " && ".join(builder.predicates), json.dumps(builder.variables, ensure_ascii=False)
@@ -90,10 +92,15 @@ def _escaped(name: str) -> str:
 
 
 def _steps(name: str, where: str) -> str:
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise Unprocessable(Flaw(where[:100], f"is a name of more than {MAX_NAME_BYTES} bytes"))
     if not name.startswith("/"):
         return "." + json.dumps(name, ensure_ascii=False)
-    steps = []
-    for token in name[1:].split("/"):
+    steps: list[str] = []
+    tokens = name[1:].split("/")
+    if len(tokens) > MAX_STEPS:
+        raise Unprocessable(Flaw(where, f"is a JSON pointer of more than {MAX_STEPS} steps"))
+    for token in tokens:
         if re.search(r"~(?![01])", token):
             raise Unprocessable(Flaw(where, "is not a JSON pointer: ~ stands only in ~0 and ~1"))
         plain = token.replace("~1", "/").replace("~0", "~")

@@ -21,6 +21,7 @@ from engram_sidecar.records import Cursor, Found, Hit, Selection, ShardFailure
 from engram_sidecar.store import Place, Store, to_memory
 
 SIZE_CACHE_S: Final = 30.0  # how many memories there are moves the order of hits little
+ANSWER_BYTES: Final = 8 << 20  # of contents and values from one shard; the memory that fills it is the last
 MIN_SHARD_LIMIT: Final = 5  # requirements 1.2: a shard is asked for at least so many
 LEGS: Final = ("lexical",)
 
@@ -64,14 +65,16 @@ class Finder:
                 *_selected(selection),
                 *bounds,
                 max(limit + 1, MIN_SHARD_LIMIT),
+                ANSWER_BYTES,
                 shard_map.epoch,
                 timeout_s=self._timeout_s,
             )
-            return [Hit(to_memory(row), place.shard) for row in rows]
+            return [Hit(to_memory(row), place.shard, is_cut=row["is_cut"]) for row in rows]
 
         hits, failures = await _scatter(routing.shards_to_search(shard_map, selection), ask)
         page = ranking.merge_newest(hits, limit)
-        last = page[-1].memory if len(hits) > len(page) else None
+        is_more = len(hits) > len(page) or any(hit.is_cut for hit in page)
+        last = page[-1].memory if is_more else None
         return Found(page, failures, None if last is None else Cursor(last.created, str(last.id.uuid)))
 
     async def search(self, lexemes: Sequence[str], selection: Selection, limit: int, shard_map: ShardMap) -> Found:
@@ -98,14 +101,17 @@ class Finder:
                 ranking.MAX_CANDIDATES,
                 *_selected(selection),
                 max(limit, MIN_SHARD_LIMIT),
+                ANSWER_BYTES,
                 shard_map.epoch,
                 timeout_s=self._timeout_s,
             )
-            return [Hit(to_memory(row), place.shard, min(max(row["score"], 0.0), 1.0)) for row in rows]
+            return [Hit(to_memory(row), place.shard, min(max(row["score"], 0.0), 1.0), row["is_cut"]) for row in rows]
 
         names = {failure.shard for failure in lost}
         hits, failures = await _scatter([shard for shard in shards if shard.id not in names], ask)
-        return Found(ranking.merge_best(hits, limit), (*lost, *failures), legs=LEGS)
+        best = ranking.merge_best(hits, limit)
+        is_truncated = len(best) < limit and any(hit.is_cut for hit in best)
+        return Found(best, (*lost, *failures), legs=LEGS, is_truncated=is_truncated)
 
     async def _count(self, place: Place, lexemes: Sequence[str], epoch: int) -> list[Counted]:
         size = self._sizes.get(place.shard)

@@ -2,7 +2,7 @@
 
 Refused, each with a reason: not UTF-8, NaN and Infinity, numbers beyond a double or integers beyond 64 bits,
 duplicate names, U+0000 and lone surrogates (Postgres stores neither), nesting deeper than the limit. What passes
-survives a round trip through `jsonb` unchanged. Pure.
+comes back from `jsonb` as an equal value, by `parse_stored`. Pure.
 """
 
 import json
@@ -24,9 +24,9 @@ class BadJson(ValueError):
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        reason = f"the name {double!r} stands twice in one object"
+        seen: set[str] = set()
+        double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        reason = f"the name {double[:100]!r} stands twice in one object"
         raise BadJson(reason)
     return members
 

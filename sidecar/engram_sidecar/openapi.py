@@ -133,9 +133,10 @@ def _schemas(limits: Limits) -> dict[str, Schema]:
             "properties": {
                 "results": {"type": "array", "items": hit},
                 "legs": {"type": "array", "items": {"type": "string"}},
+                "truncated": {"type": "boolean", "description": "Fewer than asked for: the answer was full."},
                 **completeness,
             },
-            "required": ["results", "legs", "complete", "failed_shards"],
+            "required": ["results", "legs", "truncated", "complete", "failed_shards"],
         },
         "Batch": _batch(limits),
         "BatchResults": {
@@ -285,7 +286,6 @@ def openapi_document(limits: Limits) -> Schema:
     write = _write_members(limits)
     tag = {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"[!#-~]*"$'}]}
     conditions = [_parameter("If-Match", tag, where="header"), _parameter("If-None-Match", tag, where="header")]
-    known = [_parameter("If-None-Match", tag, where="header")]
     by_id = [_parameter("id", {"type": "string", "pattern": _ID_PATTERN}, where="path", required=True)]
     by_name = [
         _parameter("namespace", write["namespace"]),
@@ -305,8 +305,8 @@ def openapi_document(limits: Limits) -> Schema:
     def memory_routes(suffix: str, address: list[Schema], body: str) -> Schema:
         return {
             "get": _operation(
-                f"get{suffix}", "The memory.", {200: "Memory", 304: None}, (400, 404, 422),
-                parameters=[*address, *known],
+                f"get{suffix}", "The memory.", {200: "Memory", 304: None}, (400, 404, 412, 422),
+                parameters=[*address, *conditions],
             ),
             "put": _operation(
                 f"put{suffix}", "Stores the memory whole.", {200: "Memory", 201: "Memory"}, (*write_problems, 404),

@@ -190,11 +190,7 @@ class Pipeline:
     def _check_identities(self, operations: Sequence[Operation]) -> None:
         for number, operation in enumerate(operations):
             if isinstance(operation, Put):
-                try:
-                    self._check_identity(operation.id, operation.draft)
-                except Unprocessable as error:
-                    flaws = (Flaw(f"/operations/{number}/memory{flaw.place}", flaw.detail) for flaw in error.flaws)
-                    raise Unprocessable(*flaws) from error
+                self._check_identity(operation.id, operation.draft, f"/operations/{number}/memory")
 
     async def _run_group(
         self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]]
@@ -224,7 +220,9 @@ class Pipeline:
         lexemes = self._indexer.lexemes(query)
         if not lexemes:
             newest = await self.list_newest(selection, limit, None)
-            return Found(newest.hits, newest.failures)
+            return Found(
+                newest.hits, newest.failures, is_truncated=len(newest.hits) < limit and newest.next is not None
+            )
         return await self._with_map(partial(self._finder.search, lexemes, selection, limit))
 
     async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
@@ -271,13 +269,15 @@ class Pipeline:
     def _rules(self) -> Rules:
         return Rules(self._indexer, self._limits, self._policy.retention_s or None, self._check_identity)
 
-    def _check_identity(self, memory_id: MemoryId, draft: Draft) -> None:
+    def _check_identity(self, memory_id: MemoryId, draft: Draft, place: str = "") -> None:
         """Raises Unprocessable if a memory with this id cannot be called so, or cannot be found again by its user."""
         shard_map = self._topology.current
         if memory_id.is_named or draft.name is not None:
             if draft.name is None or self.id_of(draft) != memory_id:
-                raise Unprocessable(Flaw("/key", "user, namespace and key are the memory's name, fixed at creation"))
+                fixed = "user, namespace and key are the memory's name, fixed at creation"
+                raise Unprocessable(Flaw(f"{place}/key", fixed))
             return
         is_by_user = shard_map.strategy is Strategy.USER and not shard_map.scattered
         if is_by_user and user_slot(shard_map.tenant, draft.user) != memory_id.slot:
-            raise Unprocessable(Flaw("/user", "the user is fixed at creation: the id's slot belongs to another user"))
+            fixed = "the user is fixed at creation: the id's slot belongs to another user"
+            raise Unprocessable(Flaw(f"{place}/user", fixed))

@@ -70,15 +70,15 @@ FOR UPDATE OF m;
 -- name: list_memories
 -- The newest memories of a selection, below a cursor.
 SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,
-       f.importance, f.created, f.updated, f.expires, f.version, f.score
-FROM engram.list_memories($1, $2, $3, $4, $5, $6, $7::text::jsonpath, $8, $9, $10, $11, $12) f;
+       f.importance, f.created, f.updated, f.expires, f.version, f.score, f.is_cut
+FROM engram.list_memories($1, $2, $3, $4, $5, $6, $7::text::jsonpath, $8, $9, $10, $11, $12, $13) f;
 
 -- name: search_memories
 -- The best memories of a selection for a ranking.
 SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,
-       f.importance, f.created, f.updated, f.expires, f.version, f.score
+       f.importance, f.created, f.updated, f.expires, f.version, f.score, f.is_cut
 FROM engram.search_memories(
-    $1::text::tsquery, $2::text[]::tsquery[], $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonpath, $13, $14, $15) f;
+    $1::text::tsquery, $2::text[]::tsquery[], $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonpath, $13, $14, $15, $16) f;
 
 -- name: count_lexemes
 -- In how many memories each lexeme stands: exact below the cap, an estimate above.

@@ -7,9 +7,9 @@ since an OR over common words would read the tenant's whole memory (312 ms at 10
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from engram_sidecar.records import Hit
 
@@ -53,11 +53,16 @@ def rank(memories: int, frequencies: Mapping[str, int]) -> Ranking:
 
 def merge_best(hits: Iterable[Hit], limit: int) -> tuple[Hit, ...]:
     """The best `limit` hits, best first; of equal scores the newer one first."""
-    ordered = sorted(hits, key=lambda hit: (hit.score or 0.0, hit.memory.created, hit.memory.id.uuid), reverse=True)
-    return tuple(ordered[:limit])
+    return _merged(hits, limit, lambda hit: (hit.score or 0.0, hit.memory.created, hit.memory.id.uuid))
 
 
 def merge_newest(hits: Iterable[Hit], limit: int) -> tuple[Hit, ...]:
     """The newest `limit` hits, newest first."""
-    ordered = sorted(hits, key=lambda hit: (hit.memory.created, hit.memory.id.uuid), reverse=True)
-    return tuple(ordered[:limit])
+    return _merged(hits, limit, lambda hit: (hit.memory.created, hit.memory.id.uuid))
+
+
+def _merged(hits: Iterable[Hit], limit: int, order: Callable[[Hit], tuple[Any, ...]]) -> tuple[Hit, ...]:
+    """Highest first, down to where a shard was cut: below that, what it left out might belong before another's."""
+    ordered = sorted(hits, key=order, reverse=True)
+    horizon = next((number for number, hit in enumerate(ordered) if hit.is_cut), len(ordered))
+    return tuple(ordered[: min(limit, horizon + 1)])

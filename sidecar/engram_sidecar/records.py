@@ -114,6 +114,7 @@ class Patch:
     id: MemoryId
     patch: dict[str, object]
     conditions: Conditions = ALWAYS
+    place: str = ""  # JSON pointer to the patch within the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,6 @@ class Delete:
 
     id: MemoryId
     conditions: Conditions = ALWAYS
-
-
-Write = Put | Patch | Delete
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +148,15 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A memory that was found. `score` is 0 to 1, higher is better; None where nothing was scored."""
+    """A memory that was found. `score` is 0 to 1, higher is better; None where nothing was scored.
+
+    `is_cut`: its shard found more, and left that out because the answer was full.
+    """
 
     memory: Memory
     shard: str
     score: float | None = None
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +169,16 @@ class ShardFailure:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer of a list or a search. Complete only if no shard failed."""
+    """The answer of a list or a search. Complete only if no shard failed.
+
+    `is_truncated`: fewer than were asked for, because the answer was full.
+    """
 
     hits: tuple[Hit, ...]
     failures: tuple[ShardFailure, ...] = ()
     next: Cursor | None = None
     legs: tuple[str, ...] = ()
+    is_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

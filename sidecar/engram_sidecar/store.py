@@ -102,7 +102,11 @@ class Store:
                 database=place.database,
                 user=self._credentials.role,
                 timeout=CONNECT_TIMEOUT_S,
-                server_settings={"application_name": "engram-sidecar"},
+                # The fence needs READ COMMITTED, whatever the role's own default was set to.
+                server_settings={
+                    "application_name": "engram-sidecar",
+                    "default_transaction_isolation": "read committed",
+                },
             )
         return self._pools[place]
 
@@ -135,25 +139,25 @@ class Store:
 
     async def read(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query."""
+        deadline_s = _now_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
             try:
-                return await connection.fetch(QUERIES[query], *args, timeout=timeout_s)
-            except asyncpg.PostgresError as error:
-                if error.sqlstate == FENCE_SQLSTATE:
-                    raise SlotMoved(place.shard) from error
-                raise _read_error(place, error) from error
+                return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except TimeoutError as error:
                 raise DeadlineExceeded(place.shard, "no answer in time") from error
             except (asyncpg.InterfaceError, OSError) as error:
                 raise ShardUnavailable(place.shard, _short(error)) from error
+            except asyncpg.PostgresError as error:
+                raise _read_error(place, error) from None  # its detail may quote a row, which no log may hold
 
     async def write(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query that changes something, in a transaction of its own."""
+        deadline_s = _now_s() + timeout_s
         for _ in range(COLLISION_ATTEMPTS):
             try:
-                async with self._session(place, timeout_s) as connection:
+                async with self._session(place, _left_s(deadline_s)) as connection:
                     with _write_errors(place):
-                        return await connection.fetch(QUERIES[query], *args, timeout=timeout_s)
+                        return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except Collision:
                 continue
         raise ShardUnavailable(place.shard, "too many writers of the same memory")
@@ -161,27 +165,39 @@ class Store:
     @asynccontextmanager
     async def transaction(self, place: Place, timeout_s: float) -> AsyncIterator["Transaction"]:
         """Several named queries that happen together or not at all. Raises Collision if it may be run again."""
+        deadline_s = _now_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
             with _write_errors(place):
                 async with connection.transaction():
-                    yield Transaction(connection, timeout_s)
+                    yield Transaction(connection, deadline_s)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _left_s(deadline_s: float) -> float:
+    """What is left until the deadline; a hair above none, as a driver takes zero for no limit."""
+    return max(deadline_s - _now_s(), 0.001)
 
 
 class Transaction:
-    """The named queries of one open transaction."""
+    """The named queries of one open transaction, all before one deadline."""
 
-    def __init__(self, connection: Connection, timeout_s: float) -> None:
+    def __init__(self, connection: Connection, deadline_s: float) -> None:
         self._connection = connection
-        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
 
     async def run(self, query: str, *args: object) -> list[Row]:
         """The rows of a named query."""
-        rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=self._timeout_s)
+        timeout_s = _left_s(self._deadline_s)
+        rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=timeout_s)
         return rows
 
     async def run_many(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
         """The rows of a named query for each set of arguments, in order, in one round trip."""
-        rows: list[Row] = await self._connection.fetchmany(QUERIES[query], arguments, timeout=self._timeout_s)
+        timeout_s = _left_s(self._deadline_s)
+        rows: list[Row] = await self._connection.fetchmany(QUERIES[query], arguments, timeout=timeout_s)
         return rows
 
 
@@ -208,19 +224,27 @@ class _write_errors:  # noqa: N801  used like a function
                 raise OutcomeUnknown(self._shard, "the connection was lost during the write") from error
             case asyncpg.AdminShutdownError() | asyncpg.CrashShutdownError():
                 raise OutcomeUnknown(self._shard, "the server stopped during the write") from error
+            case asyncpg.PostgresError():
+                raise _refused(self._shard, error) from None
             case _:
                 return
 
 
 def _read_error(place: Place, error: asyncpg.PostgresError) -> Exception:
-    """What a failed read means to the caller; an error of our own making stays what it is."""
-    match error:
-        case asyncpg.QueryCanceledError():
-            return DeadlineExceeded(place.shard, "no answer in time")
-        case _ if isinstance(error, (asyncpg.PostgresConnectionError, *_REFUSED)):
-            return ShardUnavailable(place.shard, _short(error))
-        case _:
-            return error
+    """What a failed read means to the caller."""
+    if error.sqlstate == FENCE_SQLSTATE:
+        return SlotMoved(place.shard)
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return DeadlineExceeded(place.shard, "no answer in time")
+    if isinstance(error, (asyncpg.PostgresConnectionError, *_REFUSED)):
+        return ShardUnavailable(place.shard, _short(error))
+    return _refused(place.shard, error)
+
+
+def _refused(shard: str, error: asyncpg.PostgresError) -> ShardUnavailable:
+    """The server answered with an error that no caller can mend: out of space, another schema, a fault of ours."""
+    log.error("the server refused a query", extra={"shard": shard, "sqlstate": error.sqlstate})
+    return ShardUnavailable(shard, f"the server refused the query ({error.sqlstate})", retry_after_s=5)
 
 
 async def _no_reset(_connection: object) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import Stemmer
@@ -22,6 +22,13 @@ MAX_LEXEMES: Final = 16_384
 MAX_WORD_CHARS: Final = 64  # beyond this it is an encoded blob, not a word
 _CACHE_STEMS: Final = 50_000  # about 6 MB; the English of most tenants is smaller
 _WORD: Final = re.compile(r"[^\W_]+")
+# Letters and digits with the marks that belong to them (accents, vowel signs), which `\w` leaves out: at most eight
+# on one, as more are no writing and normalising a long run of them takes quadratic time (Unicode UAX #15,
+# stream-safe text).
+_MARKS: Final = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in {"Mn", "Mc"})
+_RUN: Final = re.compile(rf"(?:[^\W_][{_MARKS}]{{0,8}})+")
+# Han, Hiragana and Katakana stand without spaces: each pair of neighbours is a word.
+_UNSPACED: Final = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 # The stop words of requirements 1.4 and the closed classes (articles, prepositions, conjunctions, pronouns,
 # auxiliaries).
@@ -49,8 +56,8 @@ class Lexer:
         """Lexeme -> how often it stands in the texts; O(length)."""
         counts: Counter[str] = Counter()
         for text in texts:
-            for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
-                if word in STOP_WORDS or len(word) > MAX_WORD_CHARS:
+            for word in _words(text):
+                if word in STOP_WORDS:
                     continue
                 lexeme = self._lexemes.get(word) or self._make(word)
                 if lexeme in counts or len(counts) < MAX_LEXEMES:
@@ -65,6 +72,29 @@ class Lexer:
             self._lexemes.clear()
         self._lexemes[word] = lexeme
         return lexeme
+
+
+def _words(text: str) -> Iterator[str]:
+    """The words of a text, normalised and case folded; O(length)."""
+    for run in _RUN.finditer(text):
+        raw = run[0]
+        if raw.isascii():
+            if len(raw) <= MAX_WORD_CHARS:
+                yield raw.lower()
+            continue
+        plain = _plain(raw)
+        for unspaced in _UNSPACED.finditer(plain):
+            pair = unspaced[0]
+            yield from (pair[at : at + 2] for at in range(max(len(pair) - 1, 1)))
+        for part in _UNSPACED.split(plain):
+            if len(part) <= MAX_WORD_CHARS:
+                yield from _WORD.findall(part)
+
+
+def _plain(run: str) -> str:
+    """Compatibility forms and case folded; marks that compose with no letter are dropped, so that a word stays one."""
+    normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", run).casefold())
+    return normal if normal.isalnum() else re.sub(f"[{_MARKS}]", "", normal)
 
 
 def to_tsvector_text(counts: Counter[str]) -> str:

@@ -21,10 +21,11 @@ from engram_sidecar.filters import parse_filter
 from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Selection, ShardReport
 
 MAX_TTL_S: Final = 3_155_760_000.0  # 100 years: beyond it the date of expiry would leave every client's calendar
-DRAFT_MEMBERS: Final = (
-    "content", "value", "type", "user", "agent", "session", "namespace", "key", "importance", "ttl_s",
-)  # fmt: skip
+MAX_FLAWS: Final = 20  # enough to mend a body; a hostile one has a hundred thousand
 _TYPE: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_EXPONENT: Final = re.compile(rb"[0-9]e[-+]?[0-9]{2}")
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_LONG_NUMBER: Final = re.compile("[0-9]{20}")
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
@@ -105,7 +106,9 @@ def _ttl(value: object) -> float | None:
 
 def _value(value: object, limits: Limits) -> str:
     text = encode(value)
-    if len(text) > limits.value_bytes:
+    # The store prints a double without its exponent, in up to 330 digits, and so it counts.
+    exponents = len(_EXPONENT.findall(_STRING.sub(b"", text))) if _EXPONENT.search(text) else 0
+    if len(text) + 330 * exponents > limits.value_bytes:
         reason = f"must be at most {limits.value_bytes} bytes of JSON"
         raise _Wrong(reason)
     return text.decode()
@@ -128,12 +131,14 @@ def _checks(limits: Limits) -> dict[str, Callable[[object], object]]:
 
 
 def _checked(document: object, checks: Mapping[str, Callable[[object], object]], place: str) -> dict[str, object]:
-    """The checked members of an object. Raises Unprocessable with every flaw."""
+    """The checked members of an object. Raises Unprocessable with every flaw, the first MAX_FLAWS of them."""
     if not isinstance(document, dict):
         raise Unprocessable(Flaw(place, "must be an object"))
     checked: dict[str, object] = {}
     flaws: list[Flaw] = []
     for member, value in document.items():
+        if len(flaws) == MAX_FLAWS:
+            break
         where = pointer(place, member)
         if member not in checks:
             flaws.append(Flaw(where, f"is not a member; there are {', '.join(checks)}"))
@@ -219,11 +224,9 @@ def parse_search(document: object, limits: Limits) -> tuple[str, Selection, int]
     members = ("query", "user", "agent", "session", "type", "namespace", "filter", "limit")
     if not isinstance(document, dict):
         raise Unprocessable(Flaw("", "must be an object"))
-    unknown = [
-        Flaw(pointer("", m), f"is not a member; there are {', '.join(members)}") for m in document if m not in members
-    ]
+    unknown = [pointer("", member) for member in document if member not in members][:MAX_FLAWS]
     if unknown:
-        raise Unprocessable(*unknown)
+        raise Unprocessable(*(Flaw(place, f"is not a member; there are {', '.join(members)}") for place in unknown))
     try:
         query = _text(document.get("query", ""), limits.query_bytes, may_be_empty=True)
     except _Wrong as wrong:
@@ -281,6 +284,16 @@ def parse_cursor(text: str) -> Cursor:
         raise BadRequest(reason) from error
 
 
+def _as_sent(value: str) -> object:
+    """The value's JSON text from the store, with long numbers in the short form that they were sent in.
+
+    `jsonb` prints 1e22 as 23 digits and 5e-324 as 326, of which a caller could not send the first back.
+    """
+    if _LONG_NUMBER.search(value) is None:
+        return msgspec.Raw(value.encode())
+    return jsontext.parse_stored(value)
+
+
 def memory_document(memory: Memory, shard: str) -> dict[str, object]:
     """The memory as the interface shows it."""
     return {
@@ -293,7 +306,7 @@ def memory_document(memory: Memory, shard: str) -> dict[str, object]:
         "agent": memory.agent,
         "session": memory.session,
         "content": memory.content,
-        "value": msgspec.Raw(memory.value.encode()),
+        "value": _as_sent(memory.value),
         "importance": memory.importance,
         "created": timestamp(memory.created),
         "updated": timestamp(memory.updated),
@@ -319,7 +332,12 @@ def page_document(found: Found) -> dict[str, object]:
 
 def results_document(found: Found) -> dict[str, object]:
     """The answer of a search."""
-    return {"results": [_hit_document(hit) for hit in found.hits], "legs": list(found.legs), **_completeness(found)}
+    return {
+        "results": [_hit_document(hit) for hit in found.hits],
+        "legs": list(found.legs),
+        "truncated": found.is_truncated,
+        **_completeness(found),
+    }
 
 
 def _completeness(found: Found) -> dict[str, object]:

@@ -45,7 +45,7 @@ class Rules:
     indexer: Indexer
     limits: Limits
     retention_s: float | None
-    check_identity: Callable[[MemoryId, Draft], None]
+    check_identity: Callable[[MemoryId, Draft, str], None]
 
 
 class Run(Protocol):
@@ -274,8 +274,8 @@ class _Group:
             )
         if not is_met(patch.conditions, memory):
             raise PreconditionFailed(_mismatch(patch.conditions))
-        draft = apply_patch(memory, patch.patch, self._rules.limits)
-        self._rules.check_identity(patch.id, draft)
+        draft = apply_patch(memory, patch.patch, self._rules.limits, patch.place)
+        self._rules.check_identity(patch.id, draft, patch.place)
         put = Put(patch.id, draft, Conditions(must_exist=True), keeps_expiry="ttl_s" not in patch.patch)
         return await put_memory(
             transaction.run, self._place, put, await self._rules.indexer.index(draft), self._rules.retention_s

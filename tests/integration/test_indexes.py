@@ -132,7 +132,9 @@ async def test_a_list_reads_what_it_answers(
     full: tuple[RealServer, Tenant], chosen: dict[str, object], most: int
 ) -> None:
     server, tenant = full
-    scans, _, fetched = await touched(server, tenant, "list_memories", *selection(**chosen), None, None, 101, 1)
+    scans, _, fetched = await touched(
+        server, tenant, "list_memories", *selection(**chosen), None, None, 101, 8 << 20, 1
+    )
     assert scans == 0
     assert fetched <= most
 
@@ -140,9 +142,9 @@ async def test_a_list_reads_what_it_answers(
 async def test_a_later_page_does_not_read_the_earlier_ones(full: tuple[RealServer, Tenant]) -> None:
     server, tenant = full
     async with server.session("indexes", tenant.role) as connection:
-        arguments = (*selection(), None, None, 5001, 1)
+        arguments = (*selection(), None, None, 5001, 8 << 20, 1)
         *_, last = await connection.fetch(QUERIES["list_memories"], *arguments)
-    page = (*selection(), last["created"], last["id"], 101, 1)
+    page = (*selection(), last["created"], last["id"], 101, 8 << 20, 1)
     scans, _, fetched = await touched(server, tenant, "list_memories", *page)
     assert scans == 0
     assert fetched <= 150
@@ -166,7 +168,7 @@ async def test_a_search_reads_the_tenants_candidates_and_no_other_row(
     found = lexemes(tenant, *words)
     arguments = (
         " | ".join(f"'{lexeme}'" for lexeme in found), [f"'{lexeme}'" for lexeme in found], [1.0 for _ in found],
-        2.0, 5000, *selection(**chosen), 10, 1,
+        2.0, 5000, *selection(**chosen), 10, 8 << 20, 1,
     )  # fmt: skip
     scans, _, fetched = await touched(server, tenant, "search_memories", *arguments)
     assert scans == 0

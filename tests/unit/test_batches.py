@@ -29,6 +29,7 @@ MADE = MemoryId(1, UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))
 NAMED = MemoryId(2, UUID("5c146b14-3c52-8afd-938a-375d0df1fbf6"))
 GIVEN = MemoryId(3, UUID("017f22e2-79b0-7cc3-98c4-dc0c0c073990"))
 TAG = '"1-1f"'
+PLACE = "/operations/0/memory"
 NOON = datetime(2026, 5, 31, 12, tzinfo=UTC)
 MEMORY = Memory(GIVEN, (), None, "episodic", None, None, None, "tea", "null", None, NOON, NOON, None, 1)
 
@@ -52,6 +53,9 @@ def parsed(*operations: object) -> list[Operation]:
     return parse_batch({"operations": list(operations)}, LIMITS, FixedIds())
 
 
+FIRST = "/operations/0/memory"
+
+
 @pytest.mark.parametrize(
     ("document", "operation"),
     [
@@ -71,8 +75,8 @@ def parsed(*operations: object) -> list[Operation]:
         ({"op": "put", "key": "k", "memory": {}}, Put(NAMED, Draft(key="k"))),
         ({"op": "get", "id": str(GIVEN)}, Get(GIVEN)),
         ({"op": "get", "user": None, "key": "k"}, Get(NAMED)),
-        ({"op": "patch", "id": str(GIVEN), "memory": {"content": None}}, Patch(GIVEN, {"content": None})),
-        ({"op": "patch", "namespace": [], "key": "k", "memory": {}}, Patch(NAMED, {})),
+        ({"op": "patch", "id": str(GIVEN), "memory": {"content": None}}, Patch(GIVEN, {"content": None}, place=FIRST)),
+        ({"op": "patch", "namespace": [], "key": "k", "memory": {}}, Patch(NAMED, {}, place=FIRST)),
         ({"op": "delete", "id": str(GIVEN)}, Delete(GIVEN)),
         ({"op": "delete", "key": "k"}, Delete(NAMED)),
         (
@@ -85,7 +89,7 @@ def parsed(*operations: object) -> list[Operation]:
         ),
         (
             {"op": "patch", "key": "k", "memory": {}, "if_match": "*", "if_none_match": TAG},
-            Patch(NAMED, {}, Conditions(must_exist=True, if_none_match=(ETag(1, 31),))),
+            Patch(NAMED, {}, Conditions(must_exist=True, if_none_match=(ETag(1, 31),)), FIRST),
         ),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_sidecar.errors import Unprocessable
-from engram_sidecar.filters import MAX_ALTERNATIVES, MAX_CONDITIONS, parse_filter
+from engram_sidecar.filters import MAX_ALTERNATIVES, MAX_CONDITIONS, MAX_NAME_BYTES, MAX_STEPS, parse_filter
 
 NOON = "2026-05-31T12:00:00.000000Z"
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
@@ -291,6 +291,16 @@ def test_the_number_of_conditions_is_bounded() -> None:
     most = {f"m{at}": at for at in range(MAX_CONDITIONS)}
     assert (parse_filter({"value": most})[0] or "").count("==") == MAX_CONDITIONS
     assert flaw_of({"value": most, "key": "a"}) == ("/filter", f"at most {MAX_CONDITIONS} conditions")
+
+
+def test_the_steps_of_a_pointer_and_the_length_of_a_name_are_bounded() -> None:
+    assert (parse_filter({"value": {"/a" * MAX_STEPS: 1}})[0] or "").count('."a"') == MAX_STEPS
+    assert "steps" in flaw_of({"value": {"/a" * (MAX_STEPS + 1): 1}})[1]
+    for longest in ("a" * MAX_NAME_BYTES, "\u00e9" * (MAX_NAME_BYTES // 2)):
+        assert parse_filter({"value": {longest: 1}})[0]
+        place, detail = flaw_of({"value": {longest + "a": 1}})
+        assert len(place) <= 100
+        assert "bytes" in detail
 
 
 def test_the_most_alternatives_are_taken() -> None:

@@ -24,9 +24,10 @@ from engram_sidecar.errors import BadRequest, Flaw, ShardUnavailable, TooLarge, 
 from engram_sidecar.etags import parse_tags
 from engram_sidecar.openapi import openapi_document
 from engram_sidecar.problems import to_problem
-from engram_sidecar.records import Cursor, Found, Get, Hit, Memory, ShardFailure, ShardReport
+from engram_sidecar.records import Cursor, Draft, Found, Get, Hit, Memory, ShardFailure, ShardReport
 
 LIMITS = Limits()
+MEMBERS = tuple(field.name for field in fields(Draft))
 DOCUMENT = openapi_document(LIMITS)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 METHODS = {"get", "put", "post", "patch", "delete"}
@@ -254,10 +255,14 @@ def test_a_search_is_taken_by_the_parser_if_the_description_takes_it(body: objec
 
 
 def test_bodies_have_the_members_that_the_parser_knows() -> None:
-    assert tuple(SCHEMAS["MemoryWrite"]["properties"]) == wire.DRAFT_MEMBERS
-    assert tuple(SCHEMAS["MergePatch"]["properties"]) == wire.DRAFT_MEMBERS
-    assert set(wire.DRAFT_MEMBERS) - SCHEMAS["MemoryCreate"]["properties"].keys() == {"key"}
-    assert set(wire.DRAFT_MEMBERS) - SCHEMAS["ItemWrite"]["properties"].keys() == {"user", "namespace", "key"}
+    assert tuple(SCHEMAS["MemoryWrite"]["properties"]) == tuple(wire._checks(Limits()))
+    assert tuple(SCHEMAS["MergePatch"]["properties"]) == tuple(wire._checks(Limits()))
+    assert set(wire._checks(Limits())) - SCHEMAS["MemoryCreate"]["properties"].keys() == {"key"}
+    assert set(wire._checks(Limits())) - SCHEMAS["ItemWrite"]["properties"].keys() == {
+        "user",
+        "namespace",
+        "key",
+    }
 
 
 @pytest.mark.parametrize("text", [str(ID), str(ID).upper(), f"4{str(ID)[1:]}", str(ID.uuid), "", f"{ID}0"])

@@ -35,7 +35,7 @@ from engram_contract.slots import SLOTS
 
 TENANT = "t_0123456789abcdef0123456789abcdef"
 ACTIVE, READONLY, MAINTENANCE = ShardState
-FEW = 100 if os.environ.get("ENGRAM_SOAK") == "1" else 25  # an example goes over all slots several times
+FEW = 100 if os.environ.get("ENGRAM_SOAK") == "1" else 15  # an example goes over all slots several times
 
 
 def shard(name: str, weight: int = 1, state: ShardState = ACTIVE, residency: str = "default") -> Shard:

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from engram_sidecar.errors import BadRequest, Flaw, Unprocessable
 from engram_sidecar.records import Cursor, Draft, Found, Hit, Memory, Selection, ShardFailure, ShardReport
 
 LIMITS = Limits()
+MEMBERS = tuple(field.name for field in fields(Draft))  # what a body may say is what a draft holds
 SMALL = Limits(
     content_bytes=8, value_bytes=8, key_bytes=8, namespace_segments=3, namespace_segment_bytes=8, namespace_bytes=16,
     name_bytes=8, query_bytes=8, search_results=5,
@@ -62,7 +63,7 @@ def test_every_member_of_a_body_arrives() -> None:
         "namespace": ["n", "m"], "key": "k", "importance": 1, "ttl_s": 60,
     }  # fmt: skip
     draft = wire.parse_draft(body, LIMITS)
-    assert tuple(body) == wire.DRAFT_MEMBERS
+    assert tuple(body) == tuple(wire._checks(Limits()))
     assert draft == Draft("x", '{"a":[1,null]}', "a-b_9", "u", "a", "s", ("n", "m"), "k", 1.0, 60.0)
     assert isinstance(draft.importance, float)
 
@@ -193,6 +194,38 @@ def test_a_value_is_bounded_by_its_json_text(value: object, size: int) -> None:
         wire.parse_draft({"value": value}, SMALL)
 
 
+# The store prints 1e300 as 301 digits: what comes back would be far above the limit that was asked for.
+@pytest.mark.parametrize(
+    ("value", "is_taken"),
+    [
+        ([1e300] * 2, True),
+        ([1e300] * 4, False),
+        ([5e-324] * 4, False),
+        ([1.5] * 200, True),
+        (["1e300"] * 100, True),
+        ("00e10" * 180, True),
+        ({"9e99": '\\"9e99'}, True),
+        (['"', 1e300, '"'] * 4, False),
+    ],
+    ids=lambda value: f"{value!r:.30}",
+)
+def test_a_number_with_an_exponent_counts_as_the_store_prints_it(value: object, *, is_taken: bool) -> None:
+    limits = replace(LIMITS, value_bytes=1000)
+    if is_taken:
+        assert json.loads(wire.parse_draft({"value": value}, limits).value) == value
+        return
+    with pytest.raises(Unprocessable, match="at most 1000 bytes of JSON"):
+        wire.parse_draft({"value": value}, limits)
+
+
+def test_of_very_many_flaws_the_first_are_told() -> None:
+    body = {f"x{at}": 1 for at in range(1000)}
+    for parse in (wire.parse_draft, wire.parse_search):
+        with pytest.raises(Unprocessable) as raised:
+            parse(body, LIMITS)
+        assert list(flaws_of(raised)) == [f"/x{at}" for at in range(wire.MAX_FLAWS)]
+
+
 def test_the_largest_content_and_value_of_the_interface_are_taken() -> None:
     body = {"content": "\u00e9" * (1 << 19), "value": "a" * ((1 << 20) - 2), "key": "k" * 1024, "user": "u" * 256}
     assert len(wire.parse_draft(body, LIMITS).content.encode()) == 1 << 20
@@ -265,7 +298,7 @@ def test_the_patch_that_changes_nothing_gives_what_is_stored() -> None:
     assert draft == expected
 
 
-@pytest.mark.parametrize("member", wire.DRAFT_MEMBERS)
+@pytest.mark.parametrize("member", tuple(wire._checks(Limits())))
 def test_a_member_that_a_patch_removes_has_its_default(member: str) -> None:
     kept = wire.apply_patch(MEMORY, {}, LIMITS)
     assert wire.apply_patch(MEMORY, {member: None}, LIMITS) == replace(kept, **{member: getattr(Draft(), member)})

@@ -22,6 +22,7 @@ from engram_operator.plan.migrations import Migration, in_order, plan_migrations
 
 CONNECT_TIMEOUT_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 300.0  # a migration on a large table takes minutes, not hours
+LOCK_TIMEOUT_S: Final = 60  # another operator's migrations of a new database take seconds
 FENCE_LOCK_TIMEOUT_MS: Final = 2_000  # writes wait behind a raised fence, so give up before they time out
 MIGRATION_LOCK: Final = 0x656E6772616D  # "engram"
 _ROLE: Final = re.compile(r"t_[0-9a-f]{32}")
@@ -71,14 +72,17 @@ async def _connection(admin: Admin, database: str) -> AsyncIterator["asyncpg.Con
             database=database,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": "engram-operator"},
+            server_settings={"application_name": "engram-operator", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
         )
     except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
         reason = f"{admin.host}:{admin.port}/{database}: {_reason(error)}"
         raise DatabaseUnreachable(reason) from error
     try:
         yield connection
-    except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError) as error:
+    except asyncpg.LockNotAvailableError as error:
+        reason = f"{admin.host}:{admin.port}/{database}: another operator holds it since {LOCK_TIMEOUT_S} s"
+        raise DatabaseUnreachable(reason) from error
+    except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, OSError) as error:
         reason = f"{admin.host}:{admin.port}/{database}: {_reason(error)}"
         raise DatabaseUnreachable(reason) from error
     finally:
@@ -209,6 +213,9 @@ async def apply_tenant(admin: Admin, database: str, role: str, password: str) ->
         await connection.execute(
             f"ALTER ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS PASSWORD {secret}"
         )
+        await connection.execute(
+            f"ALTER ROLE {role} RESET ALL"
+        )  # what the tenant set for itself would break its sidecars
         # SET FALSE: the tenant has the group's rights but cannot become the group.
         await connection.execute(f"GRANT {TENANT_GROUP_ROLE} TO {role} WITH INHERIT TRUE, SET FALSE")
         await connection.execute(f"GRANT CONNECT ON DATABASE {_quoted(database)} TO {role}")

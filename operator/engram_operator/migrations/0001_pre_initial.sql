@@ -23,6 +23,24 @@ BEGIN
 END $$;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
+-- Who may take advisory locks could hold another tenant's fence; who may make large objects could fill the disk. On a server
+-- whose administrator may not revoke them this is a warning, and the tenants of one shard have to trust each other so far.
+DO $$
+DECLARE
+    callable record;
+BEGIN
+    FOR callable IN
+        SELECT p.oid::regprocedure AS signature, p.proname LIKE 'pg%' AS is_lock FROM pg_proc p
+        WHERE p.pronamespace = 'pg_catalog'::regnamespace
+          AND (p.proname ~ '^pg_(try_)?advisory_' OR p.proname ~ '^(lo_|loread$|lowrite$)')
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', callable.signature);
+        IF callable.is_lock THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO engram_owner', callable.signature);
+        END IF;
+    END LOOP;
+END $$;
+
 ALTER SCHEMA engram OWNER TO engram_owner;
 GRANT USAGE ON SCHEMA engram TO engram_tenant;
 
@@ -57,10 +75,10 @@ CREATE TABLE engram.memories (
     content text NOT NULL,
     value jsonb NOT NULL,
     importance double precision CHECK (importance BETWEEN 0 AND 1),
-    created timestamptz NOT NULL,
-    updated timestamptz NOT NULL,
-    expires timestamptz,
-    archived timestamptz,
+    created timestamptz NOT NULL CHECK (created BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
+    updated timestamptz NOT NULL CHECK (updated BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
+    expires timestamptz CHECK (expires BETWEEN '2000-01-01 UTC' AND '9500-01-01 UTC'),
+    archived timestamptz CHECK (archived BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
     version bigint NOT NULL CHECK (version >= 1),
     -- Hashed stems, made by the sidecar: Postgres need not see the words. The weight label is the class of the frequency.
     terms tsvector NOT NULL,
@@ -132,11 +150,12 @@ END $$;
 CREATE TRIGGER fence BEFORE INSERT OR UPDATE OR DELETE ON engram.memories
     FOR EACH ROW EXECUTE FUNCTION engram.check_fence();
 
--- What is found and how well it matches. Everything a sidecar shows of a memory, but its tenant.
+-- What is found and how well it matches. Everything a sidecar shows of a memory, but its tenant. `is_cut`: more was found, and
+-- left out because the answer has `max_bytes`.
 CREATE TYPE engram.found AS (
     slot int, id uuid, namespace text[], key text, type text, user_id text, agent_id text, session_id text,
     content text, value jsonb, importance double precision, created timestamptz, updated timestamptz,
-    expires timestamptz, version bigint, score double precision
+    expires timestamptz, version bigint, score double precision, is_cut boolean
 );
 
 -- The slots of the calling tenant that this database owns; empty if none.
@@ -202,7 +221,7 @@ BEGIN
 END $$;
 
 -- In how many of the calling tenant's memories each lexeme stands. Lexemes are the tenant's own (hashed with its name), so the
--- index gives no foreign rows. Exact below `cap`; from there the planner's estimate, at least `cap`.
+-- index gives no foreign rows. Exact below `cap`, which is at least 1,000; from there the planner's estimate, at least `cap`.
 CREATE FUNCTION engram.count_lexemes(lexemes text[], cap int, known_epoch bigint) RETURNS TABLE (lexeme text, memories bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan SET enable_seqscan = off AS $$
@@ -212,8 +231,10 @@ BEGIN
     FOREACH lexeme IN ARRAY lexemes LOOP
         memories := (SELECT count(*) FROM (
             SELECT FROM engram.memories m
-            WHERE m.tenant = session_user::text AND m.terms @@ quote_literal(count_lexemes.lexeme)::tsquery LIMIT cap) few);
-        IF memories = cap THEN
+            WHERE m.tenant = session_user::text AND m.terms @@ quote_literal(count_lexemes.lexeme)::tsquery
+            LIMIT greatest(cap, 1000)) few);
+        -- Only who has so many itself is told an estimate, which is over all tenants' rows.
+        IF memories = greatest(cap, 1000) THEN
             memories := greatest(memories, (
                 SELECT (c.reltuples * v.frequency)::bigint
                 FROM pg_catalog.pg_class c, pg_catalog.pg_stats s,
@@ -230,7 +251,7 @@ END $$;
 -- (after_created, after_id).
 CREATE FUNCTION engram.list_memories(
     user_id text, agent_id text, session_id text, type text, namespace text[], namespace_end text[],
-    filter jsonpath, vars jsonb, after_created timestamptz, after_id uuid, max_rows int, known_epoch bigint
+    filter jsonpath, vars jsonb, after_created timestamptz, after_id uuid, max_rows int, max_bytes bigint, known_epoch bigint
 ) RETURNS SETOF engram.found
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan SET enable_seqscan = off AS $$
@@ -239,24 +260,34 @@ DECLARE
 BEGIN
     PERFORM engram.check_epoch(known_epoch);
     RETURN QUERY
-    SELECT m.slot, m.id, m.namespace, m.key, m.type, m.user_id, m.agent_id, m.session_id, m.content, m.value,
-           m.importance, m.created, m.updated, m.expires, m.version, NULL::double precision
-    FROM engram.memories m
-    WHERE m.tenant = session_user::text
-      AND ($1 IS NULL OR m.user_id = $1)
-      AND ($2 IS NULL OR m.agent_id = $2)
-      AND ($3 IS NULL OR m.session_id = $3)
-      AND ($4 IS NULL OR m.type = $4)
-      AND ($5 IS NULL OR (m.namespace >= $5 AND m.namespace < $6))
-      AND ($9 IS NULL OR (m.created, m.id) < ($9, $10))
-      AND (m.expires IS NULL OR m.expires > now())
-      AND m.archived IS NULL
-      AND CASE WHEN m.slot <@ owned THEN true ELSE false END
-      AND ($7 IS NULL OR jsonb_path_match(
-              engram.filterable(m.key, m.type, m.user_id, m.agent_id, m.session_id, m.value, m.importance,
-                                m.created, m.updated, m.expires), $7, $8, true))
-    ORDER BY m.created DESC, m.id DESC
-    LIMIT $11;
+    WITH page AS (
+        SELECT m.*, octet_length(m.content) + octet_length(m.value::text) AS bytes
+        FROM engram.memories m
+        WHERE m.tenant = session_user::text
+          AND ($1 IS NULL OR m.user_id = $1)
+          AND ($2 IS NULL OR m.agent_id = $2)
+          AND ($3 IS NULL OR m.session_id = $3)
+          AND ($4 IS NULL OR m.type = $4)
+          AND ($5 IS NULL OR (m.namespace >= $5 AND m.namespace < $6))
+          AND ($9 IS NULL OR (m.created, m.id) < ($9, $10))
+          AND (m.expires IS NULL OR m.expires > now())
+          AND m.archived IS NULL
+          AND CASE WHEN m.slot <@ owned THEN true ELSE false END
+          AND ($7 IS NULL OR jsonb_path_match(
+                  engram.filterable(m.key, m.type, m.user_id, m.agent_id, m.session_id, m.value, m.importance,
+                                    m.created, m.updated, m.expires), $7, $8, true))
+        ORDER BY m.created DESC, m.id DESC
+        LIMIT $11
+    ), sized AS (
+        SELECT p.*, sum(p.bytes) OVER newest AS bytes_so_far, lead(p.id) OVER newest IS NOT NULL AS is_followed
+        FROM page p WINDOW newest AS (ORDER BY p.created DESC, p.id DESC)
+    )
+    SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value,
+           f.importance, f.created, f.updated, f.expires, f.version, NULL::double precision,
+           f.is_followed AND f.bytes_so_far >= $12
+    FROM sized f
+    WHERE f.bytes_so_far - f.bytes < $12
+    ORDER BY f.created DESC, f.id DESC;
 END $$;
 
 -- The calling tenant's memories that hold one of the lexemes of `finders`, best first. A memory scores the sum of `weights` of
@@ -267,7 +298,7 @@ END $$;
 CREATE FUNCTION engram.search_memories(
     finders tsquery, scorers tsquery[], weights double precision[], mean_terms double precision, max_candidates int,
     user_id text, agent_id text, session_id text, type text, namespace text[], namespace_end text[],
-    filter jsonpath, vars jsonb, max_rows int, known_epoch bigint
+    filter jsonpath, vars jsonb, max_rows int, max_bytes bigint, known_epoch bigint
 ) RETURNS SETOF engram.found
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET work_mem = '16MB' AS $$
@@ -304,11 +335,19 @@ BEGIN
         FROM candidates c
         ORDER BY score DESC, c.created DESC, c.id DESC
         LIMIT $14
+    ), sized AS (
+        SELECT m.*, b.score, octet_length(m.content) + octet_length(m.value::text) AS bytes,
+               sum(octet_length(m.content) + octet_length(m.value::text)) OVER ranked AS bytes_so_far,
+               lead(m.id) OVER ranked IS NOT NULL AS is_followed
+        FROM best b JOIN engram.memories m ON m.tenant = session_user::text AND m.slot = b.slot AND m.id = b.id
+        WINDOW ranked AS (ORDER BY b.score DESC, b.created DESC, b.id DESC)
     )
-    SELECT m.slot, m.id, m.namespace, m.key, m.type, m.user_id, m.agent_id, m.session_id, m.content, m.value,
-           m.importance, m.created, m.updated, m.expires, m.version, b.score
-    FROM best b JOIN engram.memories m ON m.tenant = session_user::text AND m.slot = b.slot AND m.id = b.id
-    ORDER BY b.score DESC, b.created DESC, b.id DESC;
+    SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value,
+           f.importance, f.created, f.updated, f.expires, f.version, f.score,
+           f.is_followed AND f.bytes_so_far >= $15
+    FROM sized f
+    WHERE f.bytes_so_far - f.bytes < $15
+    ORDER BY f.score DESC, f.created DESC, f.id DESC;
 END $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA engram FROM PUBLIC;
