@@ -7,6 +7,7 @@ What only a real API server shows, the cost of a rule among it, is for the tests
 
 import copy
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -37,6 +38,9 @@ EXAMPLES = [
 ]
 Value = Any  # JSON has no narrower type
 Json = dict[str, Value]
+FILLED: dict[int, Value] = {}
+# Every value in every place is for the long form; else every other value in a place, and those between in the next.
+STRIDE = 1 if os.environ.get("ENGRAM_SOAK") == "1" else 2
 
 
 def resource(kind: str, spec: Value, metadata: Json | None = None) -> Json:
@@ -57,8 +61,15 @@ def defaulted(schema: Json, value: Value) -> Value:
     inside = schema.get("properties", {})
     is_known = inside.__contains__ if inside else lambda _: True
     kept = {name: item for name, item in value.items() if item is not None or not is_known(name)}
-    absent = {name: copy.deepcopy(part["default"]) for name, part in inside.items() if "default" in part}
-    return {name: defaulted(inside.get(name, {}), item) for name, item in (absent | kept).items()}
+    absent = {name: filled(part) for name, part in inside.items() if "default" in part and name not in kept}
+    return absent | {name: defaulted(inside.get(name, {}), item) for name, item in kept.items()}
+
+
+def filled(part: Json) -> Value:
+    """The default of a property with the defaults inside it; the same value each time, for nobody changes it."""
+    if id(part) not in FILLED:
+        FILLED[id(part)] = defaulted(part, part["default"])
+    return FILLED[id(part)]
 
 
 def refusals(schema: Json, value: Value, old: Value, path: str = "") -> Iterator[str]:
@@ -190,7 +201,10 @@ def test_both_doors_agree_on_any_value_in_any_place(case: Json) -> None:
     kind, whole = case["kind"], case["spec"]
     needed = {name: whole[name] for name in ("shards", "clusterRef") if name in whole}
     tried = 0
-    for path, value in itertools.product(leaves(whole), itertools.chain(*CASES["hostile"])):
+    hostile = itertools.chain(*CASES["hostile"])
+    for (row, path), (column, value) in itertools.product(enumerate(leaves(whole)), enumerate(hostile)):
+        if (row + column) % STRIDE:
+            continue
         place = spec = copy.deepcopy(needed | {path[0]: whole[path[0]]})
         for name in path[:-1]:
             place = place[name]

@@ -145,6 +145,7 @@ def test_the_predicate_is_the_same_for_every_operand(operand: object, operator: 
     assert json.loads(variables) == {"v0": operand}
 
 
+@settings(max_examples=50)
 @given(texts)
 def test_a_name_is_one_quoted_string_whatever_it_holds(name: str) -> None:
     plain = "." + name  # a name that is no pointer

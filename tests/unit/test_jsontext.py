@@ -147,6 +147,7 @@ def test_any_value_comes_back_as_it_was_written(document: object, *, ascii_only:
     assert read(json.dumps(document, ensure_ascii=ascii_only)) == document
 
 
+@settings(max_examples=50)
 @given(st.binary() | st.text('[]{}",:0123456789eE+-.\\u \ntrufalsn').map(str.encode))
 def test_any_bytes_are_a_value_or_bad_json(raw: bytes) -> None:
     try:
@@ -164,11 +165,13 @@ def printed(number: float) -> str:
     return format(Decimal(json.dumps(number)), "f")
 
 
+@settings(max_examples=50)
 @given(numbers)
 def test_a_stored_number_is_the_same_double_again(number: float) -> None:
     assert float(parse_stored(printed(number))) == float(number)  # type: ignore[arg-type]  # a number gives a number
 
 
+@settings(max_examples=50)
 @given(st.integers(INT64_MIN, INT64_MAX))
 def test_a_stored_integer_is_exact(number: int) -> None:
     assert parse_stored(str(number)) == number

@@ -51,12 +51,13 @@ def test_the_weight_is_the_inverse_document_frequency_of_bm25(memories: int, fre
     assert idf(memories, frequency) == pytest.approx(weight)
 
 
+@settings(max_examples=50)
 @given(sizes, st.integers(0, 10_000), st.integers(1, 10_000))
 def test_a_rarer_lexeme_weighs_more_and_none_less_than_nothing(memories: int, frequency: int, more: int) -> None:
     assert idf(memories, frequency) > idf(memories, frequency + more) > 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(sizes, frequencies)
 def test_weights_sum_to_one_over_all_lexemes_of_the_query(memories: int, counted: dict[str, int]) -> None:
     ranking = rank(memories, counted)
@@ -68,7 +69,7 @@ def test_weights_sum_to_one_over_all_lexemes_of_the_query(memories: int, counted
         assert sum(ranking.weights.values()) == pytest.approx(1 - missing / total)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(sizes, frequencies)
 def test_finders_are_the_rarest_and_together_bounded(memories: int, counted: dict[str, int]) -> None:
     ranking = rank(memories, counted)
@@ -130,7 +131,7 @@ def test_of_nothing_comes_nothing(limit: int) -> None:
     assert merge_best([], limit) == merge_newest([], limit) == ()
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(hits, st.randoms(use_true_random=False), st.integers(1, 10))
 def test_the_order_of_the_answers_makes_no_difference(found: list[Hit], random: object, limit: int) -> None:
     mixed = found.copy()
@@ -139,7 +140,7 @@ def test_the_order_of_the_answers_makes_no_difference(found: list[Hit], random: 
     assert merge_newest(mixed, limit) == merge_newest(found, limit)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(hits, st.integers(1, 4), st.integers(1, 10))
 def test_merging_each_shards_first_ones_is_merging_all(found: list[Hit], parts: int, limit: int) -> None:
     shards = [found[at::parts] for at in range(parts)]
@@ -147,7 +148,7 @@ def test_merging_each_shards_first_ones_is_merging_all(found: list[Hit], parts: 
         assert merge([one for shard in shards for one in merge(shard, limit)], limit) == merge(found, limit)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(hits)
 def test_neighbours_are_in_order(found: list[Hit]) -> None:
     def place(one: Hit) -> tuple[float, datetime, UUID]:

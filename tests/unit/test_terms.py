@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_sidecar.terms import MAX_LEXEMES, MAX_WORD_CHARS, STOP_WORDS, Lexer, to_tsvector_text
@@ -75,6 +75,7 @@ def test_without_a_word_there_is_no_lexeme(text: str) -> None:
     assert lexemes(text) == lexemes(text.upper()) == []
 
 
+@settings(max_examples=50)
 @given(st.text())
 def test_two_tenants_share_no_lexeme(text: str) -> None:
     ours, theirs = LEXER.count([text]), Lexer("t_other").count([text])
@@ -82,6 +83,7 @@ def test_two_tenants_share_no_lexeme(text: str) -> None:
     assert list(ours.values()) == list(theirs.values())
 
 
+@settings(max_examples=50)
 @given(st.text(st.characters(codec="utf-8", max_codepoint=0xFFFF)), st.text())
 def test_neither_normal_forms_nor_texts_before_make_a_difference(text: str, more: str) -> None:
     counts = LEXER.count([text])
@@ -138,6 +140,7 @@ def test_no_lexemes_make_an_empty_text() -> None:
     assert to_tsvector_text(Counter()) == ""
 
 
+@settings(max_examples=50)
 @given(st.text() | st.text("'\\: teapo1A"))
 def test_only_lexemes_and_labels_stand_in_the_text(text: str) -> None:
     assert TSVECTOR.fullmatch(to_tsvector_text(LEXER.count([text])))
