@@ -1,6 +1,6 @@
 """JSON documents of the interface to records, and records to documents. Pure: no HTTP, no clock.
 
-Every wrong member of a body is named at once, by its JSON pointer.
+Every wrong member of a memory is named at once, by its JSON pointer; of a search, the first kind of flaw.
 """
 
 import base64
