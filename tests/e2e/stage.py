@@ -28,6 +28,7 @@ TWO_TENANTS: Final = ROOT / "examples" / "two-tenants.yaml"
 READY: Final = "Press Ctrl-C to stop."
 DEADLINE_S: Final = 120.0  # far beyond what anything here takes: a hang is a failure, a slow machine is not
 POLL_S: Final = 0.01
+PORTS: Final = range(30_000, 32_700)  # above the shards', below those of outgoing connections
 
 
 def wait_until(what: str, is_so: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
@@ -48,7 +49,9 @@ def environment() -> dict[str, str]:
 
 def free_port(count: int = 2) -> int:
     """A port from which on ports are free in steps of ten, each with its follower, for so many tenants."""
-    for base in range(33_000 + os.getpid() % 20_000, 60_000, 50):
+    bases = list(PORTS[::50])
+    first = os.getpid() % len(bases)  # two runs at once rarely meet
+    for base in bases[first:] + bases[:first]:
         if all(_is_free(base + 10 * step + more) for step in range(count) for more in (0, 1)):
             return base
     raise AssertionError("no free ports")
@@ -120,6 +123,7 @@ class Program:
                 with self._news:
                     self.lines.append(line.rstrip("\n"))
                     self._news.notify_all()
+        self.process.wait(DEADLINE_S)  # so that whoever is woken now sees that it has ended
         with self._news:
             self.lines.append("")
             self._news.notify_all()
