@@ -50,12 +50,13 @@ async def test_an_empty_server_gets_the_whole_schema_and_a_second_run_changes_no
     assert await catalog(server, f"fresh{version}") == before
 
 
-@pytest.fixture(scope="module")
-def server_without_vector() -> Iterator[RealServer]:
-    """A Postgres 18 whose installation lacks pgvector."""
+@pytest.fixture(scope="module", params=[18, 16])
+def server_without_vector(request: pytest.FixtureRequest) -> Iterator[RealServer]:
+    """A Postgres whose installation lacks pgvector."""
+    version: int = request.param
     with server_folder() as folder:
         account, _ = find_account()
-        install = installed(18)
+        install = installed(version)
         copy = folder / "programs" / install.parent.name / install.name
         shutil.copytree(install, copy, symlinks=True)
         libraries = install.parent.with_name(f"{install.parent.name}.libs")
@@ -64,17 +65,18 @@ def server_without_vector() -> Iterator[RealServer]:
             part.unlink()
         for each in (folder / "programs", *(folder / "programs").rglob("*")):
             each.chmod(0o755 if each.is_dir() or os.access(each, os.X_OK) else 0o644)
-        server = RealServer.create(folder / "plain", 18, Programs(copy / "bin", 18, account))
+        server = RealServer.create(folder / "plain", version, Programs(copy / "bin", version, account))
         yield server
         server.stop("immediate")
 
 
 async def test_without_pgvector_everything_but_the_vector_leg_is_there(
-    server_without_vector: RealServer, servers: tuple[RealServer, RealServer]
+    server_without_vector: RealServer, servers: tuple[RealServer, RealServer], server16: RealServer
 ) -> None:
+    complete = {18: servers[0], 16: server16}[server_without_vector.programs.version]
     assert (await migrate(server_without_vector.admin, "plain", IDENTITY)).has_vector is False
-    await migrate(servers[0].admin, "with_vector", IDENTITY)
-    assert await catalog(server_without_vector, "plain") == await catalog(servers[0], "with_vector")
+    assert (await migrate(complete.admin, "with_vector", IDENTITY)).has_vector is True
+    assert await catalog(server_without_vector, "plain") == await catalog(complete, "with_vector")
 
 
 async def test_a_killed_migration_is_taken_up_by_the_next_run(servers: tuple[RealServer, RealServer]) -> None:
