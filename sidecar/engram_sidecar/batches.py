@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar import wire
-from engram_sidecar.errors import BadRequest, Flaw, SidecarError, TooLarge, Unprocessable
+from engram_sidecar.errors import BadRequest, Flaw, SidecarError, TooLarge, Unprocessable, pointer
 from engram_sidecar.etags import write_conditions
 from engram_sidecar.problems import to_problem
 from engram_sidecar.records import Conditions, Delete, Draft, Get, Patch, Put
@@ -55,7 +55,7 @@ def _operation(document: object, place: str, limits: Limits, ids: Ids) -> Operat
         raise Unprocessable(Flaw(f"{place}/op", f"must be one of {', '.join(_KINDS)}"))
     for member in document:
         if member != "op" and member not in _MEMBERS[kind]:
-            raise Unprocessable(Flaw(wire.pointer(place, member), f"is not a member of {kind}"))
+            raise Unprocessable(Flaw(pointer(place, member), f"is not a member of {kind}"))
     if kind == "create":
         return _create(document, place, limits, ids)
     memory_id, name = _address(document, place, limits, ids)

@@ -48,6 +48,11 @@ class Flaw:
     is_parameter: bool = False
 
 
+def pointer(place: str, member: str) -> str:
+    """The JSON pointer (RFC 6901) of a member of the object at `place`; of a long name the first 100 characters."""
+    return f"{place}/{member[:100].replace('~', '~0').replace('/', '~1')}"
+
+
 class Unprocessable(SidecarError):
     """Well-formed, but members are wrong."""
 

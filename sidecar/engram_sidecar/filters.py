@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-from engram_sidecar.errors import Flaw, Unprocessable
+from engram_sidecar.errors import Flaw, Unprocessable, pointer
 
 _SIGNS: Final = {"eq": "==", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 COMPARISONS: Final = (*_SIGNS, "ne")
@@ -75,20 +75,17 @@ def parse_filter(document: object, place: str = "/filter") -> tuple[str | None, 
 def _conditions(document: dict[str, object], place: str) -> Iterator[tuple[str, str, object, str]]:
     """(jsonpath of the member, its kind, condition, pointer) for each member that is asked about."""
     for field, condition in document.items():
-        where = f"{place}/{_escaped(field)}"
+        where = pointer(place, field)
         if field not in _FIELDS:
             raise Unprocessable(Flaw(where, f"is not a field of a filter; there are {', '.join(_FIELDS)}"))
         if field == "value":
             if not isinstance(condition, dict):
                 raise Unprocessable(Flaw(where, "must be an object: member of the value -> condition"))
             for name, inner in condition.items():
-                yield "$.value" + _steps(name, f"{where}/{_escaped(name)}"), "any", inner, f"{where}/{_escaped(name)}"
+                inside = pointer(where, name)
+                yield "$.value" + _steps(name, inside), "any", inner, inside
         else:
             yield f"$.{field}", FIELD_KINDS[field], condition, where
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _steps(name: str, where: str) -> str:
@@ -116,7 +113,7 @@ def _operands(condition: object, kind: str, where: str) -> Iterator[tuple[str, o
     if not condition:
         raise Unprocessable(Flaw(where, f"needs an operator: {', '.join(_OPERATORS)}"))
     for operator, operand in condition.items():
-        place = f"{where}/{_escaped(operator)}"
+        place = pointer(where, operator)
         if operator not in _OPERATORS:
             raise Unprocessable(Flaw(place, f"is not an operator; there are {', '.join(_OPERATORS)}"))
         if operator == "in":

@@ -8,6 +8,7 @@ comes back from `jsonb` as an equal value, by `parse_stored`. Pure.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
@@ -24,8 +25,7 @@ class BadJson(ValueError):
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        seen: set[str] = set()
-        double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        double = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
         reason = f"the name {double[:100]!r} stands twice in one object"
         raise BadJson(reason)
     return members

@@ -26,6 +26,7 @@ _WORD: Final = re.compile(r"[^\W_]+")
 # on one, as more are no writing and normalising a long run of them takes quadratic time (Unicode UAX #15,
 # stream-safe text).
 _MARKS: Final = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in {"Mn", "Mc"})
+_MARK: Final = re.compile(f"[{_MARKS}]")
 _RUN: Final = re.compile(rf"(?:[^\W_][{_MARKS}]{{0,8}})+")
 # Han, Hiragana and Katakana stand without spaces: each pair of neighbours is a word.
 _UNSPACED: Final = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -94,7 +95,7 @@ def _words(text: str) -> Iterator[str]:
 def _plain(run: str) -> str:
     """Compatibility forms and case folded; marks that compose with no letter are dropped, so that a word stays one."""
     normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", run).casefold())
-    return normal if normal.isalnum() else re.sub(f"[{_MARKS}]", "", normal)
+    return normal if normal.isalnum() else _MARK.sub("", normal)
 
 
 def to_tsvector_text(counts: Counter[str]) -> str:

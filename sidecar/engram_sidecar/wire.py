@@ -5,8 +5,9 @@ Every wrong member of a memory is named at once, by its JSON pointer; of a searc
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from engram_contract.policy import Limits
 from engram_contract.shardmap import ShardMap
 from engram_contract.slots import BadMemoryId, MemoryId
 from engram_sidecar import jsontext
-from engram_sidecar.errors import BadRequest, Flaw, Unprocessable
+from engram_sidecar.errors import BadRequest, Flaw, Unprocessable, pointer
 from engram_sidecar.filters import parse_filter
 from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Selection, ShardReport
 
@@ -38,11 +39,6 @@ def encode(document: object) -> bytes:
     return _ENCODE(document)
 
 
-def pointer(place: str, member: str) -> str:
-    """The JSON pointer (RFC 6901) of a member of the object at `place`; of a long name the first 100 characters."""
-    return f"{place}/{member[:100].replace('~', '~0').replace('/', '~1')}"
-
-
 def _text(value: object, max_bytes: int, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         reason = "must be a string"
@@ -61,6 +57,13 @@ def _text(value: object, max_bytes: int, *, may_be_empty: bool = False) -> str:
 
 def _optional_text(value: object, max_bytes: int) -> str | None:
     return None if value is None else _text(value, max_bytes)
+
+
+def _required_text(value: object, max_bytes: int) -> str:
+    if value is None:
+        reason = "is required"
+        raise _Wrong(reason)
+    return _text(value, max_bytes)
 
 
 def _type(value: object) -> str:
@@ -114,6 +117,7 @@ def _value(value: object, limits: Limits) -> str:
     return text.decode()
 
 
+@cache
 def _checks(limits: Limits) -> dict[str, Callable[[object], object]]:
     """Member -> what makes a checked value of it or raises _Wrong."""
     return {
@@ -130,32 +134,44 @@ def _checks(limits: Limits) -> dict[str, Callable[[object], object]]:
     }
 
 
-def _checked(document: object, checks: Mapping[str, Callable[[object], object]], place: str) -> dict[str, object]:
-    """The checked members of an object. Raises Unprocessable with every flaw, the first MAX_FLAWS of them."""
-    if not isinstance(document, dict):
-        raise Unprocessable(Flaw(place, "must be an object"))
+def _check_each(
+    members: Iterable[tuple[str, object]],
+    checks: Mapping[str, Callable[[object], object]],
+    to_flaw: Callable[[str, str], Flaw],
+) -> dict[str, object]:
+    """The checked values of the members. Raises Unprocessable with every flaw, the first MAX_FLAWS of them."""
     checked: dict[str, object] = {}
     flaws: list[Flaw] = []
-    for member, value in document.items():
+    for member, value in members:
         if len(flaws) == MAX_FLAWS:
             break
-        where = pointer(place, member)
         if member not in checks:
-            flaws.append(Flaw(where, f"is not a member; there are {', '.join(checks)}"))
+            flaws.append(to_flaw(member, f"is not a member; there are {', '.join(checks)}"))
             continue
         try:
             checked[member] = checks[member](value)
         except _Wrong as wrong:
-            flaws.append(Flaw(where, str(wrong)))
+            flaws.append(to_flaw(member, str(wrong)))
     if flaws:
         raise Unprocessable(*flaws)
     return checked
 
 
+def _in_body(place: str) -> Callable[[str, str], Flaw]:
+    return lambda member, detail: Flaw(pointer(place, member), detail)
+
+
+def _in_query(member: str, detail: str) -> Flaw:
+    return Flaw(member, detail, is_parameter=True)
+
+
 def parse_draft(document: object, limits: Limits, place: str = "", *, without: Sequence[str] = ()) -> Draft:
     """What a write body wants stored; `without` are members that the address already tells. Raises Unprocessable."""
+    if not isinstance(document, dict):
+        raise Unprocessable(Flaw(place, "must be an object"))
     checks = {member: check for member, check in _checks(limits).items() if member not in without}
-    return Draft(**_checked(document, checks, place))  # type: ignore[arg-type]  # each member went through its check
+    checked = _check_each(document.items(), checks, _in_body(place))
+    return Draft(**checked)  # type: ignore[arg-type]  # each member went through its check
 
 
 def draft_document(memory: Memory) -> dict[str, object]:
@@ -203,18 +219,12 @@ def parse_id(text: str) -> MemoryId | None:
 
 def parse_selection(document: Mapping[str, object], limits: Limits, place: str, *, is_query: bool = False) -> Selection:
     """The members user, agent, session, type, namespace and filter of a list or a search. Raises Unprocessable."""
-    checks = _checks(limits)
-    flaws: list[Flaw] = []
-    found: dict[str, object] = {}
-    for member in ("user", "agent", "session", "type", "namespace"):
-        if member not in document or (document[member] is None and member != "namespace"):
-            continue
-        try:
-            found[member] = checks[member](document[member])
-        except _Wrong as wrong:
-            flaws.append(Flaw(member if is_query else f"{place}/{member}", str(wrong), is_parameter=is_query))
-    if flaws:
-        raise Unprocessable(*flaws)
+    asked = [
+        (member, document[member])
+        for member in ("user", "agent", "session", "type", "namespace")
+        if member in document and (document[member] is not None or member == "namespace")
+    ]
+    found = _check_each(asked, _checks(limits), _in_query if is_query else _in_body(place))
     path, variables = parse_filter(document.get("filter", {}), f"{place}/filter")
     return Selection(**found, filter_path=path, filter_vars=variables)  # type: ignore[arg-type]
 
@@ -237,19 +247,9 @@ def parse_search(document: object, limits: Limits) -> tuple[str, Selection, int]
 
 def parse_name(user: str | None, namespace: Sequence[str], key: object, limits: Limits) -> Draft:
     """A draft that has only a name. Raises Unprocessable that names query parameters."""
-    checks = _checks(limits)
-    flaws: list[Flaw] = []
-    found: dict[str, object] = {}
-    for member, value in (("user", user), ("namespace", namespace), ("key", key)):
-        try:
-            found[member] = checks[member](value)
-        except _Wrong as wrong:
-            flaws.append(Flaw(member, str(wrong), is_parameter=True))
-    if key is None:
-        flaws.append(Flaw("key", "is required", is_parameter=True))
-    if flaws:
-        raise Unprocessable(*flaws)
-    return Draft(**found)  # type: ignore[arg-type]
+    named = (("user", user), ("namespace", namespace), ("key", key))
+    checks = {**_checks(limits), "key": lambda value: _required_text(value, limits.key_bytes)}
+    return Draft(**_check_each(named, checks, _in_query))  # type: ignore[arg-type]  # as in parse_draft
 
 
 def parse_limit(value: object, highest: int, place: str, *, is_parameter: bool = False) -> int:

@@ -56,6 +56,15 @@ def test_a_name_in_a_filter_is_bounded(http: Http, pointer: str) -> None:
     assert http("POST", "/v1/search", {"filter": {"value": {pointer: 1}}}).status == 422
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"x" * 1_000_000: 1}, {"value": {"a": {"x" * 1_000_000: 1}}}], ids=["field", "operator"]
+)
+def test_a_long_wrong_name_in_a_filter_is_not_sent_back_whole(http: Http, wanted: dict[str, object]) -> None:
+    answer = http("POST", "/v1/search", {"filter": wanted})
+    assert answer.status == 422
+    assert len(answer.body) < 10_000
+
+
 def test_a_value_counts_as_the_store_prints_it(http: Http) -> None:
     """5e-324 is 326 digits there, so a list of them would come back a hundred times as long."""
     answer = http("POST", "/v1/memories", {"value": [5e-324] * 140_000})
