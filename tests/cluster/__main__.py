@@ -1,0 +1,92 @@
+"""A real single-node Kubernetes on this machine, in namespaces of its own: `python -m tests.cluster COMMAND`.
+
+  install            what a cluster needs: packages, programs built from Go modules, base images (cached; minutes once)
+  up | down          a ready cluster | no trace of one
+  status             what there is
+  images [NAME...]   build this checkout's images (operator, sidecar, postgres) and load them into the node
+  run CMD...         CMD in the cluster's network, with its kubectl, helm and KUBECONFIG
+  session CMD...     up, images, run CMD, down; where no cluster can run, CMD alone, told why (ENGRAM_E2E_SKIP)
+
+Needs root on Linux and Go; the rest is installed. Nothing in the cluster has a way out.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tests.cluster.images import PROJECT, build_and_load
+from tests.cluster.install import CannotRun, check_machine, install
+from tests.cluster.layout import CONTEXT, Layout
+from tests.cluster.node import ClusterFailed, die_with_parent, down, inside, is_ready, up
+
+USAGE = 2
+
+
+@contextmanager
+def alone(at: Layout) -> Iterator[None]:
+    """For a block nobody else changes this cluster. The kernel gives the lock back when its holder dies."""
+    at.cache.mkdir(parents=True, exist_ok=True)
+    with (at.cache / f"lock-{at.cgroup}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterFailed("another command is at work on this cluster; wait for its end") from None
+        yield
+
+
+def run(at: Layout, command: Sequence[str]) -> int:
+    """The status of a command in the cluster."""
+    environ = at.environment(os.environ)
+    return subprocess.run(inside(at, command), env=environ, check=False, preexec_fn=die_with_parent).returncode
+
+
+def session(at: Layout, command: Sequence[str]) -> int:
+    """The status of a command that has a cluster of its own, or the one that was up."""
+    try:
+        check_machine()
+    except CannotRun as reason:
+        return subprocess.run(command, env={**os.environ, "ENGRAM_E2E_SKIP": str(reason)}, check=False).returncode
+    with alone(at):
+        was_ready = is_ready(at)
+        try:
+            up(at, tied=True)
+            build_and_load(at, PROJECT)
+            return run(at, command)
+        finally:
+            if not was_ready:
+                down(at)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status."""
+    at = Layout.from_env(os.environ)
+    verb, *rest = arguments or ("help",)
+    if verb in {"run", "session"} and rest:
+        return run(at, rest) if verb == "run" else session(at, rest)
+    if verb == "status" and not rest:
+        print(f"{CONTEXT}: ready" if is_ready(at) else "no cluster")
+    elif verb == "images":
+        if unknown := set(rest) - set(PROJECT):
+            print(f"unknown image {', '.join(sorted(unknown))}; there are {', '.join(PROJECT)}", file=sys.stderr)
+            return USAGE
+        for name, took_s in build_and_load(at, tuple(rest) or PROJECT).items():
+            print(f"{name}: {took_s:.0f} s")
+    elif verb in {"install", "up", "down"} and not rest:
+        with alone(at):
+            {"install": install, "up": up, "down": down}[verb](at)
+    else:
+        print((__doc__ or "").strip(), file=sys.stderr)
+        return USAGE
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (CannotRun, ClusterFailed, subprocess.CalledProcessError) as error:
+        sys.exit(f"test cluster: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
