@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Asserts in what several tiers share explain themselves as those in tests do.
+pytest.register_assert_rewrite("tests.behaviour", "tests.harness")
+
 # No deadline per example: on a shared core wall time says nothing of the code; faulthandler_timeout catches a hang.
 settings.register_profile("engram", deadline=None, print_blob=True)
 settings.load_profile("engram")

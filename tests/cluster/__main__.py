@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.cluster.images import PROJECT, build_and_load
-from tests.cluster.install import CannotRun, check_machine, install
+from tests.cluster.install import CannotRun, check_machine, check_rights, install
 from tests.cluster.layout import CONTEXT, Layout
 from tests.cluster.node import ClusterFailed, die_with_parent, down, inside, is_ready, up
 
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, took_s in build_and_load(at, tuple(rest) or PROJECT).items():
             print(f"{name}: {took_s:.0f} s")
     elif verb in {"install", "up", "down"} and not rest:
+        check_rights()
         with alone(at):
             {"install": install, "up": up, "down": down}[verb](at)
     else:

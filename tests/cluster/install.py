@@ -26,12 +26,17 @@ class CannotRun(Exception):
     """This machine cannot run a test cluster; the message says why, in words for a person."""
 
 
-def check_machine() -> None:
-    """Nothing; raises CannotRun with the first reason why no cluster can run here."""
+def check_rights() -> None:
+    """Nothing; raises CannotRun where nobody could run a cluster, or this user cannot."""
     if sys.platform != "linux":
         raise CannotRun(f"the test cluster needs Linux, this is {sys.platform}")
     if os.geteuid() != 0:
         raise CannotRun("the test cluster needs root: it makes namespaces, mounts and control groups")
+
+
+def check_machine() -> None:
+    """Nothing; raises CannotRun with the first reason why no cluster can run here."""
+    check_rights()
     if not shutil.which("go"):
         raise CannotRun("the test cluster needs Go 1.24 or newer on PATH: Kubernetes is built from its modules")
     missing = missing_packages()

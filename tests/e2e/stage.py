@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -321,3 +322,11 @@ def check_nothing_lost(url: str, load: Load) -> None:
     invented = found.keys() - load.sent
     assert (len(lost), len(invented)) == (0, 0)
     assert {found[content].id for content in load.acknowledged} == {*load.acknowledged.values()}
+
+
+def new_stage() -> Stage:
+    """A stage whose data directory is not there yet; whoever makes it cleans it up."""
+    # Not pytest's own directory: only its owner may pass that, and Postgres may run as another user.
+    folder = Path(tempfile.mkdtemp(prefix="engram-e2e-"))
+    folder.chmod(0o755)
+    return Stage(folder / "data", free_port())
