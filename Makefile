@@ -18,6 +18,8 @@ STAMP := .venv/.complete
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TIERS := tests/unit tests/integration tests/e2e
 PYTEST = $(BIN)/python -m pytest $(if $(K),-k "$(K)")
+# On the test cluster, which is up for as long as the command runs; where none can run, e2e tests say why they are skipped.
+ON_CLUSTER = $(BIN)/python -m tests.cluster session
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,8 +31,8 @@ demo: $(STAMP) ## the main job, from nothing: two shards, a real text stored, re
 up: $(STAMP) ## local mode in the foreground with examples/quickstart.yaml; Ctrl-C stops it
 	@$(BIN)/engram up -f $(or $(FILE),examples/quickstart.yaml)
 
-test: check ## check, then every tier
-	@$(BIN)/python -m pytest $(TIERS)
+test: check ## check, then every tier, on a Kubernetes of their own (root; without, its tests are skipped)
+	@$(ON_CLUSTER) $(BIN)/python -m pytest $(TIERS)
 
 unit: $(STAMP) ## pure rooms and fakes: seconds, no sockets
 	@$(PYTEST) tests/unit
@@ -38,11 +40,11 @@ unit: $(STAMP) ## pure rooms and fakes: seconds, no sockets
 integration: $(STAMP) ## a real Postgres from its wheel, the sidecar in front of it
 	@$(PYTEST) tests/integration
 
-e2e: $(STAMP) ## the commands as a user runs them
-	@$(PYTEST) tests/e2e
+e2e: $(STAMP) ## the commands as a user runs them, and the chart on a Kubernetes
+	@$(ON_CLUSTER) $(PYTEST) tests/e2e
 
 soak: $(STAMP) ## the long form of the tests that have one
-	@ENGRAM_SOAK=1 $(PYTEST) -m soak -o faulthandler_timeout=7200 $(TIERS)
+	@ENGRAM_SOAK=1 $(ON_CLUSTER) $(PYTEST) -m soak -o faulthandler_timeout=7200 $(TIERS)
 
 bench: $(STAMP) ## ratios against what is measured in the same run, kept in bench/results.json
 	@$(BIN)/python bench/run.py $(if $(ONLY),--only "$(ONLY)")

@@ -12,11 +12,15 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 CLUSTER_KIND: Final = "MemoryCluster"
 TENANT_KIND: Final = "MemoryTenant"
+CLUSTERS: Final = "memoryclusters"  # the kinds as paths of the API spell them
+TENANTS: Final = "memorytenants"
 
 INJECT_LABEL: Final = f"{GROUP}/inject"
 AGENT_LABEL: Final = f"{GROUP}/agent"
 TENANT_ANNOTATION: Final = f"{GROUP}/tenant"
 PROTECTED_LABEL: Final = f"{GROUP}/protected"
+INJECTED_LABEL: Final = f"{GROUP}/injected"  # set by the injector: what watches and selects pods with a sidecar
+SIDECAR_HASH_ANNOTATION: Final = f"{GROUP}/sidecar-hash"  # which sidecar was injected, as a digest of its container
 
 # Outside the ranges of other sidecars (3500, 4140-4191, 9090, 15000-15090, 50001): both may stand in one pod.
 HTTP_PORT: Final = 7711
@@ -28,10 +32,31 @@ ENV_ADMIN_PORT: Final = "ENGRAM_ADMIN_PORT"
 ENV_HOST: Final = "ENGRAM_HOST"
 ENV_CONFIG_DIR: Final = "ENGRAM_CONFIG_DIR"
 
+# The control plane's processes: what the chart tells the operator and the injector.
+ENV_NAMESPACE: Final = "ENGRAM_NAMESPACE"
+ENV_POD_NAME: Final = "ENGRAM_POD_NAME"
+ENV_TLS_SECRET: Final = "ENGRAM_TLS_SECRET"  # noqa: S105  the name of a variable
+ENV_LEASE: Final = "ENGRAM_LEASE"
+ENV_WEBHOOK_CONFIG: Final = "ENGRAM_WEBHOOK_CONFIG"
+ENV_WEBHOOK_SERVICE: Final = "ENGRAM_WEBHOOK_SERVICE"
+ENV_WEBHOOK_PORT: Final = "ENGRAM_WEBHOOK_PORT"
+ENV_SIDECAR_IMAGE: Final = "ENGRAM_SIDECAR_IMAGE"
+ENV_SIDECAR_PULL_POLICY: Final = "ENGRAM_SIDECAR_PULL_POLICY"
+ENV_SIDECAR_RESOURCES: Final = "ENGRAM_SIDECAR_RESOURCES"
+CONTROL_ADMIN_PORT: Final = 8080
+WEBHOOK_PORT: Final = 9443
+WEBHOOK_PATH: Final = "/mutate"
+
 # The files of a sidecar's configuration directory: a mount in a cluster, a folder in local mode.
 MAP_FILE: Final = "map.json"
 POLICY_FILE: Final = "policy.json"
 CREDENTIALS_FILE: Final = "credentials.json"
+
+# The sidecar in a pod: one native sidecar, which alone mounts the tenant's Secret and ConfigMap.
+SIDECAR_CONTAINER: Final = "engram"
+ADMIN_PORT_NAME: Final = "engram-admin"
+CONFIG_VOLUME: Final = "engram-config"
+CONFIG_DIR: Final = "/etc/engram"
 
 SCHEMA: Final = "engram"
 SHARED_DATABASE: Final = "engram"
@@ -49,6 +74,11 @@ def length_prefixed(*parts: str) -> bytes:
     """The parts as bytes in which no part can reach into the next: two different tuples never give the same bytes."""
     encoded = (part.encode() for part in parts)
     return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+
+
+def tenant_objects(name: str) -> str:
+    """The name of a tenant's Secret (credentials) and of its ConfigMap (map, policy), in the tenant's namespace."""
+    return f"engram-tenant-{name}"
 
 
 def tenant_role(namespace: str, name: str) -> str:

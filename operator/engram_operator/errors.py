@@ -4,7 +4,17 @@ OperatorError
 ├── DatabaseUnreachable   wait and try again
 ├── ForeignDatabase       never touch it; tell the user
 ├── StaleEpoch            somebody published a newer map: read it and plan anew
-└── FenceBusy             writers hold the tenant's lock: try again
+├── FenceBusy             writers hold the tenant's lock: try again
+├── BadSettings           the process cannot start: mend the named variable
+├── PortTaken             the process cannot start: choose another port
+├── LostLease             stop writing at once and end the process: another replica may lead
+├── BadCertificate        the stored certificates are of no use: make new ones
+├── BadReview             400: what came is no AdmissionReview
+└── ApiError              the API server; at the next round all of them are tried again, and the log says which it was
+    ├── ApiUnavailable    no answer, or not now: try again
+    ├── ApiNotFound       the object is not there: create it, or say that it is missing
+    ├── ApiConflict       somebody else wrote it: read again
+    └── ApiRefused        the request is not allowed or not valid: tell the user
 """
 
 
@@ -26,3 +36,47 @@ class StaleEpoch(OperatorError):
 
 class FenceBusy(OperatorError):
     """The tenant's writers did not leave the fence's lock in time; nothing was changed."""
+
+
+class BadSettings(OperatorError):
+    """A variable of the environment is missing or wrong; the message names it."""
+
+
+class PortTaken(OperatorError):
+    """Another process listens on the port."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"port {port} is in use")
+        self.port = port
+
+
+class LostLease(OperatorError):
+    """This process does not lead any more, or cannot prove that it does."""
+
+
+class BadCertificate(OperatorError):
+    """What should be a certificate or its key is none, or they do not belong together. Holds no key."""
+
+
+class BadReview(OperatorError):
+    """The body is no AdmissionReview of admission.k8s.io/v1."""
+
+
+class ApiError(OperatorError):
+    """Root of what goes wrong between us and the API server. The message says verb, path and reason."""
+
+
+class ApiUnavailable(ApiError):
+    """No answer in time, no connection, or an answer that says: not now."""
+
+
+class ApiNotFound(ApiError):
+    """There is no such object."""
+
+
+class ApiConflict(ApiError):
+    """The object is not any more what the request took it for, or it is already there."""
+
+
+class ApiRefused(ApiError):
+    """The API server will not do this, however often it is asked."""

@@ -27,6 +27,7 @@ PACKAGES: Final = {
     "ip": "iproute2",
     "iptables": "iptables",
     "openssl": "openssl",
+    "promtool": "prometheus",  # for its rule tests alone; no service of it runs
     "runc": "runc",
 }
 CNI_PLUGINS: Final = "/usr/lib/cni"

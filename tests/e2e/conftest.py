@@ -4,6 +4,7 @@ A test that asks for `cluster` is left out, with the reason, where no cluster wa
 was not (cluster.py says how to name one). After a failure its report has a section of what the cluster shows.
 """
 
+import http
 import os
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import pytest
 
 from tests.e2e.cluster import (
     CONTEXTS_VARIABLE,
+    E2E_LABEL,
     SKIP_VARIABLE,
     Cluster,
     CommandFailed,
@@ -21,6 +23,7 @@ from tests.e2e.cluster import (
     open_cluster,
 )
 from tests.e2e.evidence import evidence
+from tests.e2e.releases import NAMESPACE, RESTRICTED, install, remove
 from tests.e2e.stage import Stage, new_stage
 
 NOTES = pytest.StashKey[list[str]]()
@@ -84,6 +87,19 @@ def crds(cluster: Cluster, _crds_applied: None) -> None:
     """Both kinds are served, also after a test that uninstalled them; one small request if nothing is to be done."""
     if not cluster.has_crds():
         cluster.apply_crds()
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster) -> Iterator[str]:
+    """What Helm says of a release on a cluster that had nothing of ours, in a namespace for `restricted` pods only."""
+    remove(cluster)
+    labels = {E2E_LABEL: "true", **RESTRICTED}
+    status, body = cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}})
+    assert status == http.HTTPStatus.CREATED, body
+    try:
+        yield install(cluster)
+    finally:
+        remove(cluster)
 
 
 @pytest.hookimpl(tryfirst=True)

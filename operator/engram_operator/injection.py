@@ -1,0 +1,224 @@
+"""What the injector adds to a pod: one native sidecar, its volume, and the address of the memory for everybody else.
+
+    pod, tenant, sidecar --find_obstacle--> why not, in words for whoever made the pod
+                         --build_patch-->   operations of RFC 6902, none if the pod has it all
+
+Promises
+1. The patch adds; of what is there it changes only what an earlier injection put there.
+2. After the patch there is nothing left to add: a second run gives no operations.
+3. Only the sidecar mounts the tenant's credentials.
+
+Pure. Must never refuse a pod: what cannot be injected starts without memory, and is told why.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engram_contract.names import (
+    ADMIN_PORT,
+    ADMIN_PORT_NAME,
+    CONFIG_DIR,
+    CONFIG_VOLUME,
+    CREDENTIALS_FILE,
+    ENV_CONFIG_DIR,
+    ENV_HOST,
+    ENV_URL,
+    HTTP_PORT,
+    INJECTED_LABEL,
+    MAP_FILE,
+    POLICY_FILE,
+    SIDECAR_CONTAINER,
+    SIDECAR_HASH_ANNOTATION,
+    tenant_objects,
+)
+
+Manifest = Mapping[str, Any]
+Operation = dict[str, Any]
+
+SIDECAR_URL: Final = f"http://127.0.0.1:{HTTP_PORT}"
+SIDECAR_USER: Final = 65_532  # "nonroot" of the usual base images
+READABLE: Final = 0o444  # by any user: the sidecar's is not the volume's owner, and the app may need its own fsGroup
+STARTUP_TRIES: Final = 120  # seconds: as long as a tenant's Secret may take to come, and longer than any image pull
+HASH_CHARS: Final = 16
+MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What an installation decides about each sidecar. `resources` is a ResourceRequirements."""
+
+    image: str
+    pull_policy: str
+    resources: Manifest
+
+
+def build_container(sidecar: Sidecar) -> dict[str, Any]:
+    """The sidecar: an init container that goes on running, so the app starts when its memory is there."""
+    return {
+        "name": SIDECAR_CONTAINER,
+        "image": sidecar.image,
+        "imagePullPolicy": sidecar.pull_policy,
+        "restartPolicy": "Always",
+        "env": [
+            {"name": ENV_CONFIG_DIR, "value": CONFIG_DIR},
+            # Probes and metrics are asked from outside the pod; the interface itself stays on loopback.
+            {"name": ENV_HOST, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
+        ],
+        "ports": [{"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"}],
+        "startupProbe": _probe("/readyz", period_s=1, tries=STARTUP_TRIES),
+        # Lax: a stall is no reason for a restart, which would only drop warm connections and caches.
+        "livenessProbe": _probe("/healthz", period_s=10, tries=6, timeout_s=5),
+        "readinessProbe": _probe("/readyz", period_s=2, tries=2),
+        "resources": dict(sidecar.resources),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": SIDECAR_USER,
+            "runAsGroup": SIDECAR_USER,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": True}],
+    }
+
+
+def _probe(path: str, *, period_s: int, tries: int, timeout_s: int = 1) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
+        "periodSeconds": period_s,
+        "failureThreshold": tries,
+        "timeoutSeconds": timeout_s,
+    }
+
+
+def build_volume(tenant: str) -> dict[str, Any]:
+    """The sidecar's folder: the tenant's Secret and ConfigMap in one. A new version replaces all files at once."""
+    name = tenant_objects(tenant)
+    return {
+        "name": CONFIG_VOLUME,
+        "projected": {
+            "defaultMode": READABLE,
+            "sources": [
+                {"secret": {"name": name, "items": _items(CREDENTIALS_FILE)}},
+                {"configMap": {"name": name, "items": _items(MAP_FILE, POLICY_FILE)}},
+            ],
+        },
+    }
+
+
+def _items(*files: str) -> list[dict[str, str]]:
+    return [{"key": file, "path": file} for file in files]
+
+
+def sidecar_hash(container: Manifest, volume: Manifest) -> str:
+    """Which sidecar this is: the same for the same container and volume, in whatever order their members stand."""
+    text = json.dumps([container, volume], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARS]
+
+
+def find_obstacle(pod: Manifest) -> str | None:
+    """Why this pod cannot have the sidecar, in words for whoever made it; None if it can."""
+    spec = pod.get("spec") or {}
+    if MIRROR_ANNOTATION in _annotations(pod):
+        return "a static pod cannot use the tenant's Secret; run the agent as a Deployment"
+    for field in ("hostNetwork", "hostPID", "shareProcessNamespace"):
+        if spec.get(field):
+            return f"with {field} others could reach the tenant's memory or credentials; remove {field}"
+    if (spec.get("os") or {}).get("name") == "windows":
+        return "the sidecar runs on Linux only; remove the label or choose a Linux node"
+    return next(_conflicts(pod, spec), None)
+
+
+def _conflicts(pod: Manifest, spec: Manifest) -> Iterator[str]:
+    """Names and ports of the pod's own that the sidecar needs."""
+    has_ours = SIDECAR_HASH_ANNOTATION in _annotations(pod)
+    for kind in ("containers", "initContainers"):
+        for container in spec.get(kind) or ():
+            is_namesake = container.get("name") == SIDECAR_CONTAINER
+            if is_namesake and has_ours and kind == "initContainers" and container.get("restartPolicy") == "Always":
+                continue
+            if is_namesake:
+                yield f"a container of yours has the sidecar's name {SIDECAR_CONTAINER}; rename it"
+            for port in container.get("ports") or ():
+                if port.get("containerPort") in {HTTP_PORT, ADMIN_PORT}:
+                    yield (
+                        f"container {container.get('name')} declares port {port['containerPort']}, which the sidecar "
+                        "needs; choose another"
+                    )
+    if not has_ours and _position(spec.get("volumes"), CONFIG_VOLUME) is not None:
+        yield f"a volume of yours has the sidecar's name {CONFIG_VOLUME}; rename it"
+
+
+def build_patch(pod: Manifest, tenant: str, sidecar: Sidecar) -> tuple[Operation, ...]:
+    """The operations that give the pod its sidecar. The pod has no obstacle; none if it has everything."""
+    container, volume = build_container(sidecar), build_volume(tenant)
+    digest = sidecar_hash(container, volume)
+    is_current = _annotations(pod).get(SIDECAR_HASH_ANNOTATION) == digest
+    spec = pod.get("spec") or {}
+    return (
+        *_environment(spec),  # first: the sidecar's own insertion moves the init containers
+        *_placed(spec, "volumes", volume, is_current=is_current),
+        *_placed(spec, "initContainers", container, is_current=is_current),
+        *_marks(pod, digest),
+    )
+
+
+def _environment(spec: Manifest) -> Iterator[Operation]:
+    """The memory's address for each container that has none of its own."""
+    variable = {"name": ENV_URL, "value": SIDECAR_URL}
+    for kind in ("initContainers", "containers"):
+        for index, container in enumerate(spec.get(kind) or ()):
+            if container.get("name") == SIDECAR_CONTAINER:
+                continue
+            place, env = f"/spec/{kind}/{index}/env", container.get("env")
+            if not env:
+                yield _add(place, [variable])
+            elif all(each.get("name") != ENV_URL for each in env):
+                yield _add(f"{place}/-", variable)
+
+
+def _placed(spec: Manifest, kind: str, thing: Manifest, *, is_current: bool) -> Iterator[Operation]:
+    """The thing in its list: at index 0 if it is not there (the first init container starts before all others)."""
+    present = spec.get(kind)
+    position = _position(present, thing["name"])
+    if position is not None:
+        if not is_current:
+            yield {"op": "replace", "path": f"/spec/{kind}/{position}", "value": thing}
+    elif present:
+        yield _add(f"/spec/{kind}/0" if kind == "initContainers" else f"/spec/{kind}/-", thing)
+    else:
+        yield _add(f"/spec/{kind}", [thing])
+
+
+def _marks(pod: Manifest, digest: str) -> Iterator[Operation]:
+    """The label that the pod has a sidecar, and the annotation which one."""
+    labels, annotations = {INJECTED_LABEL: "true"}, {SIDECAR_HASH_ANNOTATION: digest}
+    metadata = pod.get("metadata")
+    if not metadata:
+        yield _add("/metadata", {"labels": labels, "annotations": annotations})
+        return
+    for kind, marks in (("labels", labels), ("annotations", annotations)):
+        present = metadata.get(kind)
+        if not present:
+            yield _add(f"/metadata/{kind}", marks)
+            continue
+        for name, value in marks.items():
+            if present.get(name) != value:
+                yield _add(f"/metadata/{kind}/{name.replace('~', '~0').replace('/', '~1')}", value)
+
+
+def _add(path: str, value: object) -> Operation:
+    return {"op": "add", "path": path, "value": value}
+
+
+def _annotations(pod: Manifest) -> Manifest:
+    return (pod.get("metadata") or {}).get("annotations") or {}
+
+
+def _position(things: Sequence[Manifest] | None, name: str) -> int | None:
+    """Where the thing of this name stands in a list of the pod's."""
+    return next((index for index, thing in enumerate(things or ()) if thing.get("name") == name), None)

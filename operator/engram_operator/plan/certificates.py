@@ -1,0 +1,80 @@
+"""What to do about the injector's certificates: decided from what is in the Secret, what is published, and the time.
+
+    nothing usable --START_OVER--> one CA, one serving certificate
+    CA near its end --ROTATE_CA--> new CA in the bundle before the old; the serving certificate stays the old one's
+        bundle published --RENEW_SERVING--> signed by the new CA
+        a day later --PRUNE--> the bundle holds the new CA alone
+
+Invariants
+1. A serving certificate is signed by a CA that was published before, save when there is no other way to serve at all.
+2. A CA leaves the bundle only a day after the last serving certificate of its own was replaced.
+3. A CA outlives every certificate that it signs: it is rotated while it has more left than a serving certificate lasts.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+DAY_S: Final = 86_400.0
+SERVING_S: Final = 90 * DAY_S  # what public authorities give: short enough that renewal is practised, not remembered
+RENEW_SERVING_S: Final = 30 * DAY_S  # left when renewed: a month of failing rounds before anybody notices
+CA_S: Final = 365 * DAY_S  # its key lies in a Secret of the cluster, so a year is all that a stolen copy is worth
+ROTATE_CA_S: Final = SERVING_S + RENEW_SERVING_S
+OVERLAP_S: Final = DAY_S  # injectors read the Secret every ten seconds; a day also outlasts a broken node
+BACKDATE_S: Final = 3_600.0  # API servers whose clocks are behind ours must take a new certificate too
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What matters of one certificate. `signer` is the fingerprint of the CA in the bundle that signed it, if any."""
+
+    fingerprint: str
+    not_before_s: float
+    not_after_s: float
+    dns_names: tuple[str, ...] = ()
+    signer: str = ""
+
+    def is_valid_at(self, now_s: float) -> bool:
+        """Whether a client whose clock says `now_s` (Unix seconds) takes it."""
+        return self.not_before_s <= now_s < self.not_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the Secret holds. `bundle` begins with the CA whose key is there; `serving` is None if it is of no use."""
+
+    bundle: tuple[Certificate, ...]
+    serving: Certificate | None
+
+    @property
+    def ca(self) -> Certificate:
+        """The CA that signs."""
+        return self.bundle[0]
+
+
+class Step(Enum):
+    """One change of the Secret."""
+
+    KEEP = "keep"
+    START_OVER = "start-over"
+    ROTATE_CA = "rotate-ca"
+    RENEW_SERVING = "renew-serving"
+    PRUNE = "prune"
+
+
+def plan_certificates(
+    stored: Stored | None, published: frozenset[str], dns_names: tuple[str, ...], now_s: float
+) -> Step:
+    """The next step. `published` are the fingerprints that every API server was told before this round."""
+    if stored is None or not stored.ca.is_valid_at(now_s):
+        return Step.START_OVER
+    serving = stored.serving
+    if serving is None or not (serving.signer and serving.dns_names == dns_names and serving.is_valid_at(now_s)):
+        return Step.RENEW_SERVING  # first of all: nothing can be served
+    if stored.ca.not_after_s - now_s < ROTATE_CA_S:
+        return Step.ROTATE_CA
+    is_due = serving.signer != stored.ca.fingerprint or serving.not_after_s - now_s < RENEW_SERVING_S
+    if is_due:
+        return Step.RENEW_SERVING if stored.ca.fingerprint in published else Step.KEEP
+    is_settled = now_s - serving.not_before_s >= OVERLAP_S + BACKDATE_S
+    return Step.PRUNE if len(stored.bundle) > 1 and is_settled else Step.KEEP

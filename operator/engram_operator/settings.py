@@ -1,0 +1,172 @@
+"""The environment of the operator and of the injector to values, once, at the door."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engram_contract.kinds import LABEL_PATTERN, SUBDOMAIN_PATTERN
+from engram_contract.names import (
+    CONTROL_ADMIN_PORT,
+    ENV_ADMIN_PORT,
+    ENV_LEASE,
+    ENV_NAMESPACE,
+    ENV_POD_NAME,
+    ENV_SIDECAR_IMAGE,
+    ENV_SIDECAR_PULL_POLICY,
+    ENV_SIDECAR_RESOURCES,
+    ENV_TLS_SECRET,
+    ENV_WEBHOOK_CONFIG,
+    ENV_WEBHOOK_PORT,
+    ENV_WEBHOOK_SERVICE,
+    WEBHOOK_PORT,
+)
+from engram_contract.quantities import bytes_of, millicores_of
+from engram_operator.errors import BadSettings
+from engram_operator.injection import Sidecar
+
+HIGHEST_PORT: Final = 65_535
+AMOUNTS: Final = {"cpu": millicores_of, "memory": bytes_of, "ephemeral-storage": bytes_of}
+PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
+# Without a limit a leak would take the app's node with it. No CPU limit: throttling shows as latency of every answer.
+DEFAULT_RESOURCES: Final = '{"requests":{"cpu":"50m","memory":"96Mi"},"limits":{"memory":"256Mi"}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which process this is and where it serves probes and metrics. Port 0 lets the system choose."""
+
+    namespace: str
+    pod_name: str
+    admin_port: int = CONTROL_ADMIN_PORT
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Identity":
+        """Raises BadSettings with the variable's name."""
+        return cls(
+            namespace=_name(environ, ENV_NAMESPACE, LABEL_PATTERN),
+            pod_name=_name(environ, ENV_POD_NAME, SUBDOMAIN_PATTERN),
+            admin_port=_port(environ, ENV_ADMIN_PORT, CONTROL_ADMIN_PORT),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """What the operator keeps for the injector: the Secret of its certificate, and where its CA is published."""
+
+    tls_secret: str
+    config_name: str
+    dns_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """How one operator runs. Without a webhook the injector is disabled, and there is nothing to keep for it."""
+
+    identity: Identity
+    lease_name: str
+    webhook: Webhook | None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "OperatorSettings":
+        """The settings of an operator. Raises BadSettings with the variable's name."""
+        identity = Identity.from_env(environ)
+        return cls(
+            identity=identity,
+            lease_name=_name(environ, ENV_LEASE, SUBDOMAIN_PATTERN),
+            webhook=_webhook(environ, identity.namespace) if environ.get(ENV_WEBHOOK_CONFIG) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InjectorSettings:
+    """How one injector runs."""
+
+    identity: Identity
+    tls_secret: str
+    sidecar: Sidecar
+    webhook_port: int = WEBHOOK_PORT
+    linger_s: float = 2.0  # the endpoint's removal needs about a second to reach the API servers
+    drain_timeout_s: float = 5.0  # the webhook's own timeout: nobody waits longer for a review
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "InjectorSettings":
+        """The settings of an injector. Raises BadSettings with the variable's name."""
+        return cls(
+            identity=Identity.from_env(environ),
+            tls_secret=_name(environ, ENV_TLS_SECRET, SUBDOMAIN_PATTERN),
+            sidecar=Sidecar(
+                image=_text(environ, ENV_SIDECAR_IMAGE),
+                pull_policy=_pull_policy(environ),
+                resources=_resources(environ),
+            ),
+            webhook_port=_port(environ, ENV_WEBHOOK_PORT, WEBHOOK_PORT),
+        )
+
+
+def _webhook(environ: Mapping[str, str], namespace: str) -> Webhook:
+    service = _name(environ, ENV_WEBHOOK_SERVICE, LABEL_PATTERN)
+    return Webhook(
+        tls_secret=_name(environ, ENV_TLS_SECRET, SUBDOMAIN_PATTERN),
+        config_name=_name(environ, ENV_WEBHOOK_CONFIG, SUBDOMAIN_PATTERN),
+        dns_names=(f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"),
+    )
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name, "").strip()
+    if not text:
+        raise BadSettings(f"{name} must be set")
+    return text
+
+
+def _name(environ: Mapping[str, str], name: str, pattern: str) -> str:
+    text = _text(environ, name)
+    if len(text) > 253 or re.fullmatch(pattern, text) is None:  # noqa: PLR2004  the longest name of an object
+        raise BadSettings(f"{name} must be a Kubernetes name, not {text[:60]!r}")
+    return text
+
+
+def _port(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(HIGHEST_PORT))
+    if not (is_number and int(text) <= HIGHEST_PORT):
+        raise BadSettings(f"{name} must be a port, 0 to {HIGHEST_PORT}, not {text[:20]!r}")
+    return int(text)
+
+
+def _pull_policy(environ: Mapping[str, str]) -> str:
+    text = environ.get(ENV_SIDECAR_PULL_POLICY) or "IfNotPresent"
+    if text not in PULL_POLICIES:
+        raise BadSettings(f"{ENV_SIDECAR_PULL_POLICY} must be one of {', '.join(PULL_POLICIES)}, not {text[:20]!r}")
+    return text
+
+
+def _resources(environ: Mapping[str, str]) -> Mapping[str, Any]:
+    """A ResourceRequirements that every API server takes: with a bad one, each injected pod would be refused."""
+    text = environ.get(ENV_SIDECAR_RESOURCES) or DEFAULT_RESOURCES
+    try:
+        resources = json.loads(text)
+    except ValueError as error:
+        raise BadSettings(f"{ENV_SIDECAR_RESOURCES} must be JSON: {error}") from error
+    if not (isinstance(resources, dict) and resources and resources.keys() <= {"requests", "limits"}):
+        raise BadSettings(f"{ENV_SIDECAR_RESOURCES} must be an object with requests, limits or both")
+    amounts = {part: _amounts(part, resources[part]) for part in resources}
+    limits = amounts.get("limits", {})
+    for name, amount in amounts.get("requests", {}).items():
+        if amount > limits.get(name, amount):
+            raise BadSettings(f"{ENV_SIDECAR_RESOURCES}: the request of {name} is above its limit")
+    return resources
+
+
+def _amounts(part: str, given: object) -> dict[str, int]:
+    """The amounts of one part by name, in millicores and bytes."""
+    try:
+        if not isinstance(given, dict):
+            raise BadSettings(f"{ENV_SIDECAR_RESOURCES}: {part} must be an object, such as {{cpu: 50m}}")
+        return {name: AMOUNTS[name](str(amount)) for name, amount in given.items()}
+    except KeyError as error:
+        raise BadSettings(f"{ENV_SIDECAR_RESOURCES}: {part} may hold {', '.join(AMOUNTS)}, not {error}") from error
+    except ValueError as error:
+        raise BadSettings(f"{ENV_SIDECAR_RESOURCES}: {part}: {error}") from error

@@ -1,0 +1,301 @@
+"""The chart over a matrix of values: what Helm makes of it, and what it refuses. No cluster is needed."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from engram_operator.settings import InjectorSettings, OperatorSettings
+from tests.e2e.chart import (
+    CASES,
+    CLUSTER_KINDS,
+    KUBE_VERSION,
+    MONITORING_API,
+    Case,
+    Json,
+    deployment,
+    environment,
+    helm,
+    kind_of,
+    pod,
+    render,
+)
+from tests.e2e.releases import CHART
+
+DEFAULTS = CASES[0]
+COMPONENTS = ("operator", "injector")
+LABEL = re.compile(r"[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?")
+SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+SELECTING = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
+EVERYWHERE = SELECTING | {"app.kubernetes.io/version", "app.kubernetes.io/part-of", "app.kubernetes.io/managed-by"}
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
+
+
+def running(objects: list[Json]) -> list[str]:
+    """The components that are there."""
+    return [
+        name
+        for name in COMPONENTS
+        if any(each["metadata"]["name"].endswith(f"-{name}") for each in kind_of(objects, "Deployment"))
+    ]
+
+
+def test_helm_finds_nothing_to_complain_about() -> None:
+    done = helm("lint", "--strict", str(CHART), "--kube-version", KUBE_VERSION)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout
+
+
+def test_an_older_kubernetes_is_refused() -> None:
+    done = helm("template", "engram", str(CHART), "--kube-version", "1.28.9")
+    assert done.returncode != 0
+    assert "kubeVersion" in done.stderr
+
+
+@each_case
+def test_every_object_is_named_placed_and_labelled(case: Case) -> None:
+    objects = render(case)
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(names) == len(set(names))
+    for each in objects:
+        metadata = each["metadata"]
+        assert metadata.get("namespace") == (None if each["kind"] in CLUSTER_KINDS else case.namespace), metadata
+        assert metadata["labels"].keys() >= EVERYWHERE | {"helm.sh/chart"}
+        assert all(LABEL.fullmatch(value) and len(value) <= 63 for value in metadata["labels"].values()), metadata
+        assert SERVICE_NAME.fullmatch(metadata["name"])
+        assert len(metadata["name"]) <= 63
+    counts = {kind: len(kind_of(objects, kind)) for kind in case.kinds}
+    assert counts == case.kinds
+
+
+@each_case
+def test_selectors_find_their_pods_and_nothing_else(case: Case) -> None:
+    objects = render(case)
+    labels = {name: deployment(objects, name)["spec"]["template"]["metadata"]["labels"] for name in running(objects)}
+    for component, own in labels.items():
+        selector = deployment(objects, component)["spec"]["selector"]["matchLabels"]
+        assert set(selector) == SELECTING, "whatever else changes between versions must not be in a selector"
+        assert [name for name, each in labels.items() if selector.items() <= each.items()] == [component]
+        assert "helm.sh/chart" not in own, "a new chart alone would restart the pods"
+    for each in kind_of(objects, "Service"):
+        found = [name for name, own in labels.items() if each["spec"]["selector"].items() <= own.items()]
+        assert found == [each["metadata"]["labels"]["app.kubernetes.io/component"]]
+        ports = {port["name"] for port in pod(objects, found[0])["containers"][0]["ports"]}
+        assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        for each in kind_of(objects, kind):
+            wanted = each["spec"].get("selector", each["spec"].get("podSelector"))["matchLabels"]
+            assert any(wanted.items() <= own.items() for own in labels.values()), each["metadata"]["name"]
+    for each in kind_of(objects, "ServiceMonitor"):
+        selector = each["spec"]["selector"]["matchLabels"]
+        (service,) = [
+            one for one in kind_of(objects, "Service") if selector.items() <= one["metadata"]["labels"].items()
+        ]
+        assert {one["port"] for one in each["spec"]["endpoints"]} == {one["name"] for one in service["spec"]["ports"]}
+
+
+@each_case
+def test_pods_are_locked_down(case: Case) -> None:
+    objects = render(case)
+    for component in running(objects):
+        spec = pod(objects, component)
+        assert spec["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+        assert spec["automountServiceAccountToken"] is True
+        assert spec["serviceAccountName"] in {each["metadata"]["name"] for each in kind_of(objects, "ServiceAccount")}
+    assert {each["automountServiceAccountToken"] for each in kind_of(objects, "ServiceAccount")} == {False}
+
+
+@each_case
+def test_the_processes_understand_their_environment(case: Case) -> None:
+    objects = render(case)
+    fields = {"metadata.namespace": case.namespace, "metadata.name": "pod-1"}
+
+    def seen_by(component: str) -> dict[str, str]:
+        found = environment(pod(objects, component))
+        return {name: fields[it["fieldRef"]["fieldPath"]] if isinstance(it, dict) else it for name, it in found.items()}
+
+    operator = OperatorSettings.from_env(seen_by("operator"))
+    assert pod(objects, "operator")["containers"][0]["args"] == ["run"]
+    leases = [rule for each in kind_of(objects, "Role") for rule in each["rules"] if rule["resources"] == ["leases"]]
+    assert [operator.lease_name] in [rule.get("resourceNames") for rule in leases]
+    if "injector" not in running(objects):
+        assert operator.webhook is None
+        return
+    injector = InjectorSettings.from_env(seen_by("injector"))
+    assert pod(objects, "injector")["containers"][0]["args"] == ["inject"]
+    assert operator.webhook is not None
+    (config,) = kind_of(objects, "MutatingWebhookConfiguration")
+    assert operator.webhook.config_name == config["metadata"]["name"]
+    service = config["webhooks"][0]["clientConfig"]["service"]
+    assert f"{service['name']}.{service['namespace']}.svc" in operator.webhook.dns_names
+    assert service["name"] in {each["metadata"]["name"] for each in kind_of(objects, "Service")}
+    secrets = {
+        tuple(rule.get("resourceNames", ()))
+        for each in kind_of(objects, "Role")
+        for rule in each["rules"]
+        if rule["resources"] == ["secrets"]
+    }
+    assert secrets == {(operator.webhook.tls_secret,)} == {(injector.tls_secret,)}
+
+
+@each_case
+def test_bindings_lead_from_a_role_to_its_account(case: Case) -> None:
+    objects = render(case)
+    accounts = {
+        (each["metadata"]["name"], each["metadata"]["namespace"]) for each in kind_of(objects, "ServiceAccount")
+    }
+    for kind in ("Role", "ClusterRole"):
+        roles = {each["metadata"]["name"] for each in kind_of(objects, kind)}
+        bindings = kind_of(objects, f"{kind}Binding")
+        assert sorted(each["roleRef"]["name"] for each in bindings) == sorted(roles)
+        assert {(one["name"], one["namespace"]) for each in bindings for one in each["subjects"]} == accounts
+
+
+def test_images_are_named_by_digest_then_tag_then_version() -> None:
+    def images(case: Case) -> tuple[str, str]:
+        objects = render(case)
+        return pod(objects, "operator")["containers"][0]["image"], environment(pod(objects, "injector"))[
+            "ENGRAM_SIDECAR_IMAGE"
+        ]
+
+    by_why = {case.why: case for case in CASES}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert images(DEFAULTS) == (f"localhost/engram-operator:{version}", f"localhost/engram-sidecar:{version}")
+    assert images(by_why["images by tag"]) == ("r.example/o:1.0", "r.example/s:2024_01")
+    digests = (
+        "registry.example:5000/engram/operator@sha256:" + "a" * 64,
+        "registry.example/engram/sidecar@sha256:" + "b" * 64,
+    )
+    assert images(by_why["images by digest"]) == digests
+
+
+def test_the_webhook_sees_labelled_pods_outside_the_system_and_itself() -> None:
+    (config,) = kind_of(render(DEFAULTS), "MutatingWebhookConfiguration")
+    (webhook,) = config["webhooks"]
+    assert webhook.pop("clientConfig") == {
+        "service": {"name": "engram-webhook", "namespace": "engram-system", "path": "/mutate", "port": 443}
+    }, "no caBundle: that one is the operator's"
+    assert webhook == {
+        "name": "inject.engram.dev",
+        "admissionReviewVersions": ["v1"],
+        "rules": [
+            {
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": ["CREATE"],
+                "resources": ["pods"],
+                "scope": "Namespaced",
+            }
+        ],
+        "objectSelector": {"matchExpressions": [{"key": "engram.dev/inject", "operator": "In", "values": ["true"]}]},
+        "namespaceSelector": {
+            "matchExpressions": [
+                {
+                    "key": "kubernetes.io/metadata.name",
+                    "operator": "NotIn",
+                    "values": ["kube-system", "kube-node-lease", "engram-system"],
+                }
+            ]
+        },
+        "failurePolicy": "Ignore",
+        "timeoutSeconds": 5,
+        "matchPolicy": "Equivalent",
+        "sideEffects": "None",
+        "reinvocationPolicy": "IfNeeded",
+    }
+
+
+def test_a_selector_of_the_user_comes_beside_ours() -> None:
+    selector = {"matchLabels": {"stage": "prod"}, "matchExpressions": [{"key": "legacy", "operator": "DoesNotExist"}]}
+    (config,) = kind_of(render(DEFAULTS, injector={"namespaceSelector": selector}), "MutatingWebhookConfiguration")
+    found = config["webhooks"][0]["namespaceSelector"]
+    assert found["matchLabels"] == selector["matchLabels"]
+    assert [each["key"] for each in found["matchExpressions"]] == ["kubernetes.io/metadata.name", "legacy"]
+
+
+def test_values_are_taken_where_they_belong() -> None:
+    case = next(case for case in CASES if case.why == "everything on and set")
+    objects = render(case)
+    for component in COMPONENTS:
+        spec, values = pod(objects, component), case.values[component]
+        for name in ("priorityClassName", "nodeSelector", "tolerations", "affinity", "terminationGracePeriodSeconds"):
+            assert spec[name] == values[name]
+        own = deployment(objects, component)["spec"]["selector"]
+        assert [each["labelSelector"] for each in spec["topologySpreadConstraints"]] == [
+            own,
+            {"matchLabels": {"a": "b"}},
+        ]
+        assert spec["containers"][0]["resources"] == values["resources"]
+        metadata = deployment(objects, component)["spec"]["template"]["metadata"]
+        assert metadata["labels"]["cost"] == "shared"
+        assert metadata["annotations"]["note"] == "a: b"
+    assert {each["metadata"]["labels"]["team"] for each in objects} == {"memory"}
+    assert {each["metadata"]["annotations"]["owner"] for each in objects} == {"platform@example"}
+    resources = json.loads(environment(pod(objects, "injector"))["ENGRAM_SIDECAR_RESOURCES"])
+    assert resources["requests"] == {"cpu": "0.5", "memory": 134217728}
+    monitors = [each for each in objects if each["apiVersion"] == MONITORING_API]
+    assert {each["metadata"]["labels"]["release"] for each in monitors} == {"kube-prometheus-stack"}
+
+
+def test_two_long_names_stay_two() -> None:
+    long = "a" * 52
+    first, second = (render(Case("", release=f"{long}{end}")) for end in "xy")
+    names = [{each["metadata"]["name"] for each in objects} for objects in (first, second)]
+    assert not names[0] & names[1]
+
+
+def test_the_rules_are_the_file_without_what_is_not_installed() -> None:
+    groups = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]
+    for is_enabled in (True, False):
+        objects = render(Case("", monitored=True, values={"injector": {"enabled": is_enabled}}))
+        (rule,) = kind_of(objects, "PrometheusRule")
+        assert rule["spec"]["groups"] == [each for each in groups if is_enabled or each["name"] != "engram.injector"]
+
+
+def test_the_dashboard_is_the_file() -> None:
+    objects = render(Case("", values={"monitoring": {"dashboards": {"enabled": True}}}))
+    (config_map,) = kind_of(objects, "ConfigMap")
+    assert json.loads(config_map["data"]["engram.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
+    assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+@pytest.mark.parametrize("name", ["serviceMonitor", "podMonitor", "prometheusRule"])
+def test_an_insisted_monitor_without_its_api_is_an_error_that_says_so(name: str) -> None:
+    values = json.dumps({"monitoring": {name: {"enabled": True}}})
+    done = helm("template", "engram", str(CHART), "--kube-version", KUBE_VERSION, "--values", "-", text=values)
+    assert done.returncode != 0
+    assert f"monitoring.{name}.enabled is true" in done.stderr
+    assert MONITORING_API in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"operator": {"replica": 2}}, "replica"),
+        ({"operator": {"replicas": "two"}}, "replicas"),
+        ({"injector": {"failurePolicy": "Never"}}, "failurePolicy"),
+        ({"injector": {"timeoutSeconds": 31}}, "timeoutSeconds"),
+        ({"images": {"operator": {"digest": "sha256:1"}}}, "digest"),
+        ({"networkPolicy": {"apiServer": {"ports": [70000]}}}, "ports"),
+        ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "podMonitor"),
+        ({"nmeOverride": "x"}, "nmeOverride"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(values: Json, field: str) -> None:
+    done = helm(
+        "template", "engram", str(CHART), "--kube-version", KUBE_VERSION, "--values", "-", text=json.dumps(values)
+    )
+    assert done.returncode != 0
+    assert field in done.stderr

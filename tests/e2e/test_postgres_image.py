@@ -1,0 +1,118 @@
+"""The Postgres image under Patroni, as a StatefulSet made by hand: it replicates, fails over and loses nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.e2e import shards
+from tests.e2e.cluster import Cluster
+from tests.e2e.releases import image
+
+SHARD: Final = "s0"
+WRITES_S: Final = 20  # a take-over, with time before and after it
+WRITER: Final = Path(__file__).with_name("writer.py")
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace that enforces Pod Security `restricted`, with a shard of two members."""
+    with cluster.namespace("shard") as name:
+        cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+        shards.create_shard(cluster, name, SHARD, members=2)
+        yield name
+
+
+def sql(cluster: Cluster, namespace: str, pod: str, query: str) -> str:
+    """What psql answers in a member, as the superuser over its local socket."""
+    psql = ("/opt/postgres/bin/psql", "-h", "/tmp", "-U", "postgres", "-tAc", query)  # noqa: S108
+    return cluster.kubectl("exec", "-n", namespace, pod, "-c", "postgres", "--", *psql).strip()
+
+
+def start_writer(cluster: Cluster, namespace: str, name: str) -> None:
+    """The writer is at work: its first row is acknowledged."""
+    host = f"{SHARD}-rw.{namespace}.svc"
+    container = {
+        "name": "writer",
+        "image": image("postgres"),  # has a driver of Postgres
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/opt/patroni/bin/python", "-c", WRITER.read_text(), host, shards.PASSWORD, str(WRITES_S)],
+        "securityContext": shards.RESTRICTED,
+    }
+    spec = {"restartPolicy": "Never", "securityContext": shards.RESTRICTED_POD, "containers": [container]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(pod))
+    cluster.wait_until("the first row", lambda: "\n1\n" in f"\n{log(cluster, namespace, name)}")
+
+
+def log(cluster: Cluster, namespace: str, pod: str) -> str:
+    """What the pod has said so far; nothing before it starts."""
+    status, text = cluster.fetch("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}/log")
+    return text if status == 200 else ""
+
+
+def written(cluster: Cluster, namespace: str, name: str) -> tuple[set[int], dict[str, Any]]:
+    """The acknowledged numbers and the writer's last line, once it has ended."""
+    cluster.kubectl("wait", "-n", namespace, f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s")
+    *lines, last = log(cluster, namespace, name).strip().splitlines()
+    return {int(line) for line in lines if line.isdigit()}, json.loads(last)
+
+
+def test_the_image_has_what_a_shard_needs(cluster: Cluster, namespace: str) -> None:
+    assert sql(cluster, namespace, f"{SHARD}-0", "SHOW server_version_num").startswith("18")
+    extensions = sql(cluster, namespace, f"{SHARD}-0", "SELECT string_agg(name, ' ') FROM pg_available_extensions")
+    assert "vector" in extensions.split()
+    for program in ("barman-cloud-backup", "barman-cloud-wal-archive", "barman-cloud-restore", "patronictl"):
+        cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", f"/opt/patroni/bin/{program}", "--help")
+
+
+def test_the_container_writes_only_where_it_must(cluster: Cluster, namespace: str) -> None:
+    probe = (
+        "import os, sys; sys.exit([d for d in ('/', '/opt', '/var', '/etc', '/usr') if os.access(d, os.W_OK)] != [])"
+    )
+    cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", "/opt/patroni/bin/python", "-c", probe)
+    assert cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", "id", "-u").strip() == "999"
+
+
+def test_the_second_member_is_a_synchronous_replica(cluster: Cluster, namespace: str) -> None:
+    leader = shards.primary(cluster, namespace, SHARD)
+    assert leader is not None
+    query = "SELECT string_agg(state || ' ' || sync_state, ',') FROM pg_stat_replication"
+    name = leader["metadata"]["name"]
+    cluster.wait_until(
+        "a synchronous replica", lambda: sql(cluster, namespace, name, query) in {"streaming sync", "streaming quorum"}
+    )
+
+
+@pytest.mark.parametrize("how", ["in order", "by force", "its Postgres killed"])
+def test_the_primary_is_lost_and_no_acknowledged_row_is(cluster: Cluster, namespace: str, how: str) -> None:
+    cluster.wait_until("both members", lambda: len(shards.ready(cluster, namespace, SHARD)) == 2)
+    lost = shards.primary(cluster, namespace, SHARD)
+    assert lost is not None
+    name = lost["metadata"]["name"]
+    sql(cluster, namespace, name, "DROP TABLE IF EXISTS t")
+    writer = f"writer-{how.rsplit(' ', 1)[-1]}"
+    start_writer(cluster, namespace, writer)
+    if how == "its Postgres killed":
+        kill = "import os, signal; os.kill(int(open('/data/postgres/postmaster.pid').readline()), signal.SIGKILL)"
+        cluster.kubectl("exec", "-n", namespace, name, "--", "/opt/patroni/bin/python", "-c", kill)
+    else:
+        forced = ("--grace-period=0", "--force") if how == "by force" else ()
+        cluster.kubectl("delete", "pod", "-n", namespace, name, "--wait=false", *forced)
+        uid = lost["metadata"]["uid"]
+
+        def is_taken_over() -> bool:
+            leader = shards.primary(cluster, namespace, SHARD)
+            return leader is not None and leader["metadata"]["uid"] != uid
+
+        cluster.wait_until("another primary", is_taken_over)
+    acknowledged, result = written(cluster, namespace, writer)
+    leader = shards.primary(cluster, namespace, SHARD)
+    assert leader is not None
+    rows = sql(cluster, namespace, leader["metadata"]["name"], "SELECT string_agg(n::text, ' ') FROM t")
+    assert acknowledged - {int(row) for row in rows.split()} == set()
+    assert result["acknowledged"] == len(acknowledged) > 100
+    print(f"{how}: {result}")  # noqa: T201  a figure for the proofs; nothing is asserted of a time
+    cluster.wait_until("the lost member's return", lambda: len(shards.ready(cluster, namespace, SHARD)) == 2)

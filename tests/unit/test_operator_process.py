@@ -1,0 +1,256 @@
+"""What surrounds the operator's work: its environment, its log lines, what its probes say, how its loops end."""
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from engram_contract import names
+from engram_operator.app import CrdWatch
+from engram_operator.clients.kube import CRDS, LEASES
+from engram_operator.clients.leases import Leases
+from engram_operator.errors import ApiConflict, ApiUnavailable, BadSettings, LostLease
+from engram_operator.life import until_one_ends
+from engram_operator.logs import JsonLines
+from engram_operator.metrics import InjectorMetrics, OperatorMetrics
+from engram_operator.plan.readiness import (
+    OUR_CRDS,
+    InjectorSeen,
+    OperatorSeen,
+    crd_fault,
+    injector_fault,
+    liveness_fault,
+    operator_fault,
+)
+from engram_operator.settings import Identity, InjectorSettings, OperatorSettings
+from tests.operator_stage import Store
+
+POD = {names.ENV_NAMESPACE: "engram", names.ENV_POD_NAME: "engram-operator-5d9c-x7k2p"}
+OPERATOR = POD | {
+    names.ENV_LEASE: "engram-operator",
+    names.ENV_TLS_SECRET: "engram-injector-tls",
+    names.ENV_WEBHOOK_CONFIG: "engram-injector",
+    names.ENV_WEBHOOK_SERVICE: "injector",
+}
+INJECTOR = POD | {names.ENV_TLS_SECRET: "engram-injector-tls", names.ENV_SIDECAR_IMAGE: "engram-sidecar:1"}
+
+
+def test_the_operators_environment_is_a_value() -> None:
+    settings = OperatorSettings.from_env(OPERATOR)
+    assert settings.identity == Identity("engram", POD[names.ENV_POD_NAME], 8080)
+    assert settings.webhook is not None
+    assert settings.webhook.dns_names == ("injector.engram.svc", "injector.engram.svc.cluster.local")
+
+
+def test_without_a_webhook_configuration_there_is_nothing_to_keep() -> None:
+    environ = POD | {names.ENV_LEASE: "engram-operator", names.ENV_WEBHOOK_CONFIG: ""}
+    assert OperatorSettings.from_env(environ).webhook is None
+
+
+def test_the_injectors_environment_has_defaults_for_the_sidecar() -> None:
+    settings = InjectorSettings.from_env(INJECTOR)
+    assert settings.webhook_port == 9443
+    assert settings.sidecar.pull_policy == "IfNotPresent"
+    assert settings.sidecar.resources == {
+        "requests": {"cpu": "50m", "memory": "96Mi"},
+        "limits": {"memory": "256Mi"},
+    }
+
+
+@pytest.mark.parametrize("missing", [*sorted(OPERATOR.keys() - {names.ENV_WEBHOOK_CONFIG})])
+def test_an_operator_without_a_variable_does_not_start_and_names_it(missing: str) -> None:
+    with pytest.raises(BadSettings, match=rf"^{missing} "):
+        OperatorSettings.from_env({**OPERATOR, missing: ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (names.ENV_NAMESPACE, "../x"),
+        (names.ENV_NAMESPACE, "a.b"),
+        (names.ENV_POD_NAME, "A"),
+        (names.ENV_TLS_SECRET, "x" * 254),
+        (names.ENV_ADMIN_PORT, "65536"),
+        (names.ENV_WEBHOOK_PORT, "-1"),
+        (names.ENV_SIDECAR_IMAGE, " "),
+        (names.ENV_SIDECAR_PULL_POLICY, "always"),
+        (names.ENV_SIDECAR_RESOURCES, "{"),
+        (names.ENV_SIDECAR_RESOURCES, "[]"),
+        (names.ENV_SIDECAR_RESOURCES, "{}"),
+        (names.ENV_SIDECAR_RESOURCES, '{"claims": []}'),
+        (names.ENV_SIDECAR_RESOURCES, '{"limits": {"memory": null}}'),
+        (names.ENV_SIDECAR_RESOURCES, '{"limits": "256Mi"}'),
+        (names.ENV_SIDECAR_RESOURCES, '{"limits": {"memory": "lots"}}'),
+        (names.ENV_SIDECAR_RESOURCES, '{"limits": {"gpu": 1}}'),
+        (names.ENV_SIDECAR_RESOURCES, '{"limits": {"memory": "64Mi"}, "requests": {"memory": "96Mi"}}'),
+    ],
+)
+def test_an_injector_with_a_bad_variable_does_not_start_and_names_it(name: str, value: str) -> None:
+    with pytest.raises(BadSettings, match=rf"^{name}\b"):
+        InjectorSettings.from_env({**INJECTOR, name: value})
+
+
+SEEN = OperatorSeen(answer_age_s=3.0, crd_faults=(), is_leader=True, certificate_fault=None)
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (SEEN, None),
+        (replace(SEEN, answer_age_s=None), "the API server has not answered yet"),
+        (replace(SEEN, answer_age_s=31.0), "the API server has not answered for 31 s"),
+        (replace(SEEN, crd_faults=None), "the CRDs were not looked at yet"),
+        (replace(SEEN, crd_faults=("a", "b")), "a; b"),
+        (replace(SEEN, certificate_fault="why"), "why"),
+        (replace(SEEN, certificate_fault="why", is_leader=False), None),
+    ],
+)
+def test_an_operator_says_why_it_is_not_ready(seen: OperatorSeen, words: str | None) -> None:
+    assert operator_fault(seen) == words
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (InjectorSeen(None, None), None),
+        (InjectorSeen("certificate", "tenants"), "certificate"),
+        (InjectorSeen(None, "tenants"), "tenants"),
+    ],
+)
+def test_an_injector_says_why_it_is_not_ready(seen: InjectorSeen, words: str | None) -> None:
+    assert injector_fault(seen) == words
+
+
+def test_a_lease_loop_that_is_silent_for_a_minute_is_dead() -> None:
+    assert liveness_fault(60.0) is None
+    assert liveness_fault(61.0) == "the lease loop has not run for 61 s"
+
+
+SERVED = {
+    "spec": {"versions": [{"name": "v1alpha1", "served": True}]},
+    "status": {"conditions": [{"type": "Established", "status": "True"}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("crd", "words"),
+    [
+        (SERVED, None),
+        (None, "CRD x is not installed: kubectl apply -f crds/"),
+        ({**SERVED, "spec": {"versions": [{"name": "v1", "served": True}]}}, "CRD x does not serve v1alpha1"),
+        ({**SERVED, "spec": {"versions": [{"name": "v1alpha1", "served": False}]}}, "CRD x does not serve v1alpha1"),
+        ({**SERVED, "status": {}}, "CRD x is not established yet"),
+        ({}, "CRD x does not serve v1alpha1"),
+    ],
+)
+def test_a_crd_that_does_not_serve_us_is_named(crd: dict[str, object] | None, words: str | None) -> None:
+    found = crd_fault("x", crd)
+    assert (found is None) if words is None else (found is not None and found.startswith(words))
+
+
+async def test_the_watch_of_crds_finds_what_is_installed_later() -> None:
+    store = Store()
+    watch = CrdWatch(store)
+    assert [await watch._fault(name) is None for name in OUR_CRDS] == [False, False]
+    for name in OUR_CRDS:
+        store.put(CRDS, {"metadata": {"name": name}, **SERVED})
+    assert [await watch._fault(name) for name in OUR_CRDS] == [None, None]
+
+
+async def test_a_lease_is_written_over_what_was_read_and_keeps_what_others_wrote() -> None:
+    store = Store()
+    ours, theirs = (Leases(store, "engram", "l", lambda: 0.0) for _ in range(2))
+    assert await ours.fetch(1.0) is None
+    made = await ours.write(None, "a", 1.0)
+    assert (made.holder, made.transitions, made.lease_s) == ("a", 0, 15.0)
+    store.get(LEASES, "engram", "l")["metadata"]["labels"] = {"kept": "yes"}
+    read = await theirs.fetch(1.0)
+    assert read == made
+    taken = await theirs.write(read, "b", 1.0)
+    assert (taken.holder, taken.transitions) == ("b", 1)
+    stored = store.get(LEASES, "engram", "l")
+    assert stored["metadata"]["labels"] == {"kept": "yes"}
+    assert stored["spec"]["renewTime"] == "1970-01-01T00:00:00.000000Z"
+    with pytest.raises(ApiConflict):
+        await ours.write(made, "a", 1.0)
+    with pytest.raises(ApiConflict):
+        await ours.write(None, "a", 1.0)
+
+
+@pytest.fixture
+def lines() -> Iterator[tuple[logging.Logger, io.StringIO]]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("engram_operator.test")
+    logger.addHandler(handler)
+    logger.propagate = False
+    yield logger, stream
+    logger.removeHandler(handler)
+    logger.propagate = True
+
+
+def test_a_log_record_is_one_line_with_its_fields(lines: tuple[logging.Logger, io.StringIO]) -> None:
+    logger, stream = lines
+    logger.warning("lease not reached", extra={"reason": "two\nlines", "port": 8080, "other": {1}})
+    (line,) = stream.getvalue().splitlines()
+    record = json.loads(line)
+    assert record.pop("time").endswith("Z")
+    assert record == {
+        "level": "warning",
+        "logger": "engram_operator.test",
+        "msg": "lease not reached",
+        "reason": "two\nlines",
+        "port": 8080,
+        "other": "{1}",
+    }
+
+
+def test_a_traceback_stays_in_its_line(lines: tuple[logging.Logger, io.StringIO]) -> None:
+    logger, stream = lines
+    error = ApiUnavailable("x")
+    logger.error("failed", exc_info=error)
+    (line,) = stream.getvalue().splitlines()
+    assert "ApiUnavailable: x" in json.loads(line)["traceback"]
+
+
+async def test_the_first_loop_that_ends_ends_all() -> None:
+    ended: list[str] = []
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("for ever")
+
+    async def lose() -> None:
+        await asyncio.sleep(0)
+        raise LostLease("x")
+
+    with pytest.raises(LostLease):
+        await until_one_ends([for_ever(), lose()])
+    await until_one_ends([for_ever(), asyncio.sleep(0)])
+    assert ended == ["for ever", "for ever"]
+
+
+def test_every_metric_is_there_under_its_name() -> None:
+    operator, injector = OperatorMetrics(), InjectorMetrics()
+    operator.set_leader(is_leader=True)
+    operator.set_certificate_expiry(5.0)
+    operator.count_request("get", "200")
+    injector.observe_review("injected", 0.01)
+    injector.set_certificate_expiry(6.0)
+    told = (operator.render() + injector.render()).decode().splitlines()
+    assert {
+        "engram_operator_leader 1.0",
+        "engram_operator_certificate_expiry_seconds 5.0",
+        'engram_operator_api_requests_total{code="200",verb="get"} 1.0',
+        'engram_injector_reviews_total{result="injected"} 1.0',
+        'engram_injector_reviews_total{result="warned"} 0.0',
+        "engram_injector_review_seconds_count 1.0",
+        "engram_injector_certificate_expiry_seconds 6.0",
+    } <= set(told)
