@@ -93,7 +93,7 @@ class Source:
     @property
     def imports(self) -> Iterator[str]:
         """Every name that is imported, wherever in the file: `package.module.thing`."""
-        for node in ast.walk(self.tree):
+        for node in nodes(self):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -108,6 +108,12 @@ class Source:
 def parsed(source: Source) -> ast.Module:
     """The tree of a file; every rule asks for it again."""
     return ast.parse(source.text, source.path)
+
+
+@cache
+def nodes(source: Source) -> tuple[ast.AST, ...]:
+    """All that is in the tree."""
+    return tuple(ast.walk(source.tree))
 
 
 IN_IMAGES = {"psycopg2"}  # what tests/e2e/writer.py finds in the Postgres image, where it runs; locks/ declare it
@@ -136,7 +142,7 @@ def a_pure_room_touches_no_world(source: Source) -> Iterator[str]:
     if not claims and not source.path.startswith(PURE):
         return
     yield from (f"imports {name}" for name in source.imports if name.split(".")[0] in WORLD)
-    for node in ast.walk(source.tree):
+    for node in nodes(source):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in WORLDLY_CALLS:
@@ -149,7 +155,7 @@ def the_plan_knows_no_client(source: Source) -> Iterator[str]:
 
 
 def imports_are_absolute(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in nodes(source):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"line {node.lineno} imports relatively"
 
@@ -158,7 +164,7 @@ def the_environment_is_read_at_the_door(source: Source) -> Iterator[str]:
     if source.path in ENVIRONMENT:
         return
     reads = {"environ", "environb", "getenv", "putenv"}
-    for node in ast.walk(source.tree):
+    for node in nodes(source):
         if isinstance(node, ast.Attribute) and node.attr in reads and getattr(node.value, "id", "") == "os":
             yield f"line {node.lineno} reads os.{node.attr}"
     yield from (f"imports {name}" for name in source.imports if name in {f"os.{read}" for read in reads})
