@@ -13,10 +13,11 @@ Needs root on Linux and Go; the rest is installed. Nothing in the cluster has a 
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tests.cluster.images import PROJECT, build_and_load
 from tests.cluster.install import CannotRun, check_machine, check_rights, install
@@ -24,6 +25,7 @@ from tests.cluster.layout import CONTEXT, Layout
 from tests.cluster.node import ClusterFailed, die_with_parent, down, inside, is_ready, up
 
 USAGE = 2
+CLEAN_UP_S = 10.0
 
 
 @contextmanager
@@ -39,9 +41,20 @@ def alone(at: Layout) -> Iterator[None]:
 
 
 def run(at: Layout, command: Sequence[str]) -> int:
-    """The status of a command in the cluster."""
+    """The status of a command in the cluster. When we are told to end, it is told as by Ctrl-C and may clean up."""
     environ = at.environment(os.environ)
-    return subprocess.run(inside(at, command), env=environ, check=False, preexec_fn=die_with_parent).returncode
+    process = subprocess.Popen(inside(at, command), env=environ, preexec_fn=die_with_parent)  # noqa: PLW1509  one thread
+    try:
+        return process.wait()
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit):  # the terminal has told the command of a Ctrl-C already
+            process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(CLEAN_UP_S)
+        raise
+    finally:
+        process.kill()
+        process.wait()
 
 
 def session(at: Layout, command: Sequence[str]) -> int:
@@ -88,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))
     except (CannotRun, ClusterFailed, subprocess.CalledProcessError) as error:

@@ -1,5 +1,6 @@
 """The project's images: built as a user builds them, then handed to the node."""
 
+import json
 import os
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from tests.cluster.layout import ROOT, Layout
 
 PROJECT: Final = ("operator", "sidecar", "postgres")
 CERTIFICATES: Final = "/etc/ssl/certs"
+KEPT_S: Final = 7 * 24 * 3600.0
 PIP_CONFIG: Final = "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n"
 
 
@@ -22,7 +24,7 @@ def project_tag(name: str) -> str:
 
 
 def build(at: Layout, name: str) -> str:
-    """The tag of an image of this checkout, built from its Dockerfile on the local base."""
+    """The id of an image of this checkout, built from its Dockerfile on the local base."""
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as pip:
         pip.write(PIP_CONFIG)
         pip.flush()
@@ -30,15 +32,24 @@ def build(at: Layout, name: str) -> str:
         mounts = ("-v", f"{CERTIFICATES}:{CERTIFICATES}:ro", "-v", f"{pip.name}:/etc/pip.conf:ro")
         source = ("-f", str(ROOT / f"Dockerfile.{name}"), str(ROOT))
         base = ("--build-arg", f"BASE_IMAGE={recipe.base_tag()}")
-        buildah(at, "build", "-q", "--layers", "--pull-never", "-t", project_tag(name), *base, *mounts, *source)
-    return project_tag(name)
+        built = buildah(at, "build", "-q", "--layers", "--pull-never", "-t", project_tag(name), *base, *mounts, *source)
+    _forget_old(at)
+    return built.stdout.strip()
 
 
-def load(at: Layout, tag: str) -> None:
-    """The node has the image."""
+def _forget_old(at: Layout) -> None:
+    """Untagged images, which are the layers of earlier builds, are kept for a week: the next build starts from them."""
+    listed = buildah(at, "images", "--json", "--filter", "dangling=true").stdout
+    for image in json.loads(listed or "null") or ():
+        if time.time() - image["created"] > KEPT_S:
+            buildah(at, "rmi", image["id"], check=False)  # one that others are built on stays as long as they do
+
+
+def load(at: Layout, image: str, tag: str) -> None:
+    """The node has the image, an id or a name of the store, under the tag. Another checkout may have moved the tag."""
     with tempfile.TemporaryDirectory(dir=at.state) as folder:
         archive = Path(folder, "image.tar")
-        buildah(at, "push", "-q", tag, f"oci-archive:{archive}:{tag}")
+        buildah(at, "push", "-q", image, f"oci-archive:{archive}:{tag}")
         command = ["ctr", "--address", str(at.socket), "--namespace", "k8s.io", "images", "import", str(archive)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=at.environment(os.environ))
 
@@ -48,6 +59,6 @@ def build_and_load(at: Layout, names: tuple[str, ...]) -> dict[str, float]:
     took_s = {}
     for name in names:
         begun_s = time.monotonic()
-        load(at, build(at, name))
+        load(at, build(at, name), project_tag(name))
         took_s[name] = time.monotonic() - begun_s
     return took_s

@@ -27,7 +27,7 @@ class Layout:
     def from_env(cls, environ: Mapping[str, str]) -> "Layout":
         """The folders that ENGRAM_CLUSTER_CACHE and ENGRAM_CLUSTER_STATE name, or the usual ones."""
         cache = environ.get("ENGRAM_CLUSTER_CACHE") or f"{environ.get('HOME') or '/root'}/.cache/engram-cluster"
-        return cls(Path(cache).resolve(), Path(environ.get("ENGRAM_CLUSTER_STATE") or "/var/tmp/engram-cluster"))  # noqa: S108  made for root alone
+        return cls(Path(cache).resolve(), Path(environ.get("ENGRAM_CLUSTER_STATE") or "/var/cache/engram-cluster"))
 
     @property
     def programs(self) -> Path:

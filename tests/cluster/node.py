@@ -52,7 +52,7 @@ def up(at: Layout, *, tied: bool = False) -> None:
         _start(at, tied=tied)
         _wait(at, "an API server", lambda: _kubectl(at, "get", "--raw", "/readyz"))
         for image in (recipe.pause_tag(pause_source()), recipe.base_tag()):
-            load(at, image)
+            load(at, image, image)
         _wait(at, "a default storage class", lambda: _kubectl(at, "apply", "-f", f"{at.state}/storage.json"))
         _wait(at, "a ready node", lambda: _kubectl(at, "wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=1s"))
         _wait(at, "a service account", lambda: _kubectl(at, "get", "serviceaccount", "default"))

@@ -30,7 +30,7 @@ def second(cluster: object) -> Iterator[Layout]:
         check_machine()
     except CannotRun as reason:
         pytest.skip(str(reason))
-    at = Layout(Layout.from_env(os.environ).cache, Path(f"/var/tmp/engram-second-{os.getpid()}"))  # noqa: S108
+    at = Layout(Layout.from_env(os.environ).cache, Path(f"/var/cache/engram-second-{os.getpid()}"))
     yield at
     command(at, "down")
 
@@ -114,6 +114,14 @@ def test_it_recovers_from_kill_9_at_any_depth_and_leaves_no_trace(second: Layout
 def all_match(lines: list[str], pattern: str) -> bool:
     """Whether each line has it."""
     return all(re.search(pattern, line) for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_session_that_is_told_to_end_leaves_no_trace(second: Layout, number: int) -> None:
+    session = Program([*COMMAND, "session", "sleep", "1000"], environment(second))
+    wait_until("the API server to start", (second.logs / "kube-apiserver.log").exists, DEADLINE_S)
+    assert session.end(number) == 128 + number, session.output
+    assert traces(second) == []
 
 
 def test_two_commands_do_not_work_on_one_cluster_at_once(second: Layout) -> None:
