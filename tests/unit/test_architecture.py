@@ -91,13 +91,9 @@ class Source:
         return parsed(self)
 
     @property
-    def imports(self) -> Iterator[str]:
+    def imports(self) -> tuple[str, ...]:
         """Every name that is imported, wherever in the file: `package.module.thing`."""
-        for node in nodes(self):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                yield from (f"{node.module or '.' * node.level}.{alias.name}" for alias in node.names)
+        return imported(self)
 
     @property
     def room(self) -> str:
@@ -117,6 +113,19 @@ def nodes(source: Source) -> tuple[ast.AST, ...]:
 
 
 IN_IMAGES = {"psycopg2"}  # what tests/e2e/writer.py finds in the Postgres image, where it runs; locks/ declare it
+
+
+@cache
+def imported(source: Source) -> tuple[str, ...]:
+    """The names that a file imports; nearly every rule asks for them."""
+    found = []
+    for node in nodes(source):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module or '.' * node.level}.{alias.name}" for alias in node.names]
+    return tuple(found)
+
 
 Rule = Callable[[Source], Iterator[str]]
 
