@@ -19,7 +19,6 @@ from tests.cluster.layout import HERE, Layout
 
 POLICY: Final = Path("/usr/sbin/policy-rc.d")
 NO_SERVICES: Final = "#!/bin/sh\nexit 101\n"  # Debian's way to install a service without starting it
-VERSION_PACKAGE: Final = "k8s.io/component-base/version"
 
 
 class CannotRun(Exception):
@@ -128,20 +127,13 @@ def _no_services() -> Iterator[None]:
 
 def _build(at: Layout, build: recipe.Build) -> None:
     with tempfile.TemporaryDirectory(dir=at.programs, prefix=".build-") as folder:
-        flags = ["-trimpath", "-buildvcs=false"]
-        environ = {**os.environ, "CGO_ENABLED": "0", "GOBIN": folder, "GOFLAGS": "-mod=mod"}
+        flags = ["-trimpath", "-buildvcs=false", "-ldflags", " ".join(recipe.linker_flags(build.name))]
+        environ = {**os.environ, "CGO_ENABLED": "0", "GOBIN": folder, "GOFLAGS": ""}
         if build.name == "kube":
-            version = {
-                "gitVersion": f"v{recipe.KUBERNETES}",
-                "gitMajor": "1",
-                "gitMinor": recipe.KUBERNETES.split(".")[1],
-            }
-            stamp = " ".join(f"-X {VERSION_PACKAGE}.{name}={value}" for name, value in version.items())
-            command = ["go", "build", *flags, "-ldflags", f"-s -w {stamp}", "-o", f"{folder}/kube", "."]
+            command, place = ["go", "build", *flags, "-o", f"{folder}/kube", "."], HERE / "kube"
         else:
-            command = ["go", "install", *flags, "-ldflags", "-s -w", recipe.TOOLS[build.name]]
-        environ["GOFLAGS"] = "-mod=readonly" if build.name == "kube" else ""
-        subprocess.run(command, check=True, cwd=HERE / "kube" if build.name == "kube" else folder, env=environ)
+            command, place = ["go", "install", *flags, recipe.TOOLS[build.name]], Path(folder)
+        subprocess.run(command, check=True, cwd=place, env=environ)
         Path(folder, build.name).rename(at.programs / build.filename)
 
 

@@ -19,6 +19,20 @@ TOOLS: Final = {
     "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
     "local-path-provisioner": "github.com/rancher/local-path-provisioner@v0.0.30",
 }
+# What a program says of itself, set by the linker as its own release does. Helm renders for the version it believes in.
+KUBERNETES_MINOR: Final = KUBERNETES.split(".")[1]
+STAMPS: Final = {
+    "kube": {
+        "k8s.io/component-base/version.gitVersion": f"v{KUBERNETES}",
+        "k8s.io/component-base/version.gitMajor": "1",
+        "k8s.io/component-base/version.gitMinor": KUBERNETES_MINOR,
+    },
+    "helm": {
+        f"helm.sh/helm/v3/pkg/{package}.k8sVersion{part}": value
+        for package in ("chartutil", "lint/rules")
+        for part, value in (("Major", "1"), ("Minor", KUBERNETES_MINOR))
+    },
+}
 # Debian's package for each program that is not built here.
 PACKAGES: Final = {
     "buildah": "buildah",
@@ -54,7 +68,12 @@ class Build:
 def plan_builds(kube_sources: Mapping[str, bytes]) -> tuple[Build, ...]:
     """The programs to build, Kubernetes first: it takes longest. `kube_sources` are the files of its Go module."""
     kube = Build("kube", digest(KUBERNETES, *(f"{name}:{digest(kube_sources[name])}" for name in sorted(kube_sources))))
-    return (kube, *(Build(name, digest(module)) for name, module in TOOLS.items()))
+    return (kube, *(Build(name, digest(module, *linker_flags(name))) for name, module in TOOLS.items()))
+
+
+def linker_flags(name: str) -> tuple[str, ...]:
+    """What the linker is told for a program: no symbols, and its stamps."""
+    return ("-s", "-w", *(f"-X {variable}={value}" for variable, value in STAMPS.get(name, {}).items()))
 
 
 def base_tag() -> str:
