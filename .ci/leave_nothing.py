@@ -55,7 +55,12 @@ def reap() -> None:
 def run(command: list[str]) -> int:
     """The status of the command, negative for the signal that ended it; reaps what is adopted meanwhile."""
     child = os.posix_spawnp(
-        command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        command[0],
+        command,
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+        # Whoever starts us in the background may ignore these for us; the tests send them and want them heard.
+        setsigdef=[signal.SIGINT, signal.SIGHUP],
     )
     while True:
         pid, status = os.waitpid(-1, 0)
