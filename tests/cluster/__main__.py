@@ -17,15 +17,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from tests.cluster.images import PROJECT, build_and_load
-from tests.cluster.install import CannotRun, check_machine, check_rights, install
+from tests.cluster.install import CannotRun, check_machine, check_rights, finish, install
 from tests.cluster.layout import CONTEXT, Layout
-from tests.cluster.node import ClusterFailed, die_with_parent, down, inside, is_ready, up
+from tests.cluster.node import ClusterFailed, down, inside, is_ready, up
 
 USAGE = 2
-CLEAN_UP_S = 10.0
 
 
 @contextmanager
@@ -41,34 +40,25 @@ def alone(at: Layout) -> Iterator[None]:
 
 
 def run(at: Layout, command: Sequence[str]) -> int:
-    """The status of a command in the cluster. When we are told to end, it is told as by Ctrl-C and may clean up."""
-    environ = at.environment(os.environ)
-    process = subprocess.Popen(inside(at, command), env=environ, preexec_fn=die_with_parent)  # noqa: PLW1509  one thread
-    try:
-        return process.wait()
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit):  # the terminal has told the command of a Ctrl-C already
-            process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(CLEAN_UP_S)
-        raise
-    finally:
-        process.kill()
-        process.wait()
+    """The status of a command in the cluster, 128 and more if a signal ended it."""
+    return _status(finish(inside(at, command), env=at.environment(os.environ)).returncode)
 
 
 def session(at: Layout, command: Sequence[str]) -> int:
     """The status of a command that has a cluster of its own, or the one that was up."""
     if os.environ.get("ENGRAM_E2E_CONTEXT"):  # a cluster of the user's own
-        return subprocess.run(command, check=False).returncode
+        return _status(finish(command).returncode)
     try:
-        check_machine()
+        check_machine(at)
     except CannotRun as reason:
-        return subprocess.run(command, env={**os.environ, "ENGRAM_E2E_SKIP": str(reason)}, check=False).returncode
+        return _status(finish(command, env={**os.environ, "ENGRAM_E2E_SKIP": str(reason)}).returncode)
     with alone(at):
         was_ready = is_ready(at)
         try:
-            up(at, tied=True)
+            if not was_ready:
+                print("test cluster: starting", file=sys.stderr, flush=True)
+                up(at, tied=True)
+            print("test cluster: building images", file=sys.stderr, flush=True)
             build_and_load(at, PROJECT)
             return run(at, command)
         finally:
@@ -76,10 +66,16 @@ def session(at: Layout, command: Sequence[str]) -> int:
                 down(at)
 
 
+def _status(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 def main(arguments: Sequence[str]) -> int:
     """The exit status."""
     at = Layout.from_env(os.environ)
     verb, *rest = arguments or ("help",)
+    if verb in {"run", "status", "images", "install", "up", "down"}:
+        check_rights()
     if verb in {"run", "session"} and rest:
         return run(at, rest) if verb == "run" else session(at, rest)
     if verb == "status" and not rest:
@@ -88,10 +84,10 @@ def main(arguments: Sequence[str]) -> int:
         if unknown := set(rest) - set(PROJECT):
             print(f"unknown image {', '.join(sorted(unknown))}; there are {', '.join(PROJECT)}", file=sys.stderr)
             return USAGE
+        inside(at, ())
         for name, took_s in build_and_load(at, tuple(rest) or PROJECT).items():
             print(f"{name}: {took_s:.0f} s")
     elif verb in {"install", "up", "down"} and not rest:
-        check_rights()
         with alone(at):
             {"install": install, "up": up, "down": down}[verb](at)
     else:
@@ -104,7 +100,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))
-    except (CannotRun, ClusterFailed, subprocess.CalledProcessError) as error:
+    except (CannotRun, ClusterFailed, subprocess.CalledProcessError, OSError) as error:
         sys.exit(f"test cluster: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

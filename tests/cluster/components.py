@@ -192,6 +192,7 @@ def _kubelet(at: Layout) -> dict[str, object]:
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "maxPods": 250,
+        "volumePluginDir": f"{at.state}/volume-plugins",
         "featureGates": {"KubeletInUserNamespace": True},  # limits that it may not raise are no reason to stop
     }
 

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.cluster.recipe import digest
+
+SYSTEM_PROGRAMS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every root's PATH
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 CONTEXT: Final = "engram-test-cluster"
+INSIDE_VARIABLE: Final = "ENGRAM_CLUSTER_INSIDE"  # by which `down` knows what was started by `run`
 NODE: Final = "node0"
 NODE_IP: Final = "10.77.0.1"
 POD_CIDR: Final = "10.244.0.0/24"
@@ -27,7 +31,8 @@ class Layout:
     def from_env(cls, environ: Mapping[str, str]) -> "Layout":
         """The folders that ENGRAM_CLUSTER_CACHE and ENGRAM_CLUSTER_STATE name, or the usual ones."""
         cache = environ.get("ENGRAM_CLUSTER_CACHE") or f"{environ.get('HOME') or '/root'}/.cache/engram-cluster"
-        return cls(Path(cache).resolve(), Path(environ.get("ENGRAM_CLUSTER_STATE") or "/var/cache/engram-cluster"))
+        state = environ.get("ENGRAM_CLUSTER_STATE") or "/var/cache/engram-cluster"
+        return cls(Path(cache).absolute(), Path(state).absolute())
 
     @property
     def programs(self) -> Path:
@@ -38,6 +43,11 @@ class Layout:
     def bin(self) -> Path:
         """Links to the programs of this recipe, by their plain names."""
         return self.cache / "bin"
+
+    @property
+    def scratch(self) -> Path:
+        """What is half done. Whoever has the cache's lock next empties it."""
+        return self.cache / "scratch"
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -73,14 +83,16 @@ class Layout:
     @property
     def cgroup(self) -> str:
         """The control group below which every pod's lies; of its own for each state folder."""
-        return f"engram-{self.state.name}"
+        return f"engram-{digest(str(self.state))}"
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment of what runs against the cluster: its programs first on PATH, its kubeconfig, its context."""
         return {
             **environ,
-            "PATH": f"{self.bin}{os.pathsep}{environ.get('PATH', os.defpath)}",
+            "PATH": os.pathsep.join((str(self.bin), environ.get("PATH", os.defpath), *SYSTEM_PROGRAMS)),
             "KUBECONFIG": str(self.kubeconfig),
+            "KUBECACHEDIR": str(self.state / "kubectl"),
+            INSIDE_VARIABLE: str(self.state),
             "ENGRAM_E2E_CONTEXT": CONTEXT,
             "ENGRAM_E2E_AUDIT_LOG": str(self.audit_log),
         }

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 from urllib.error import URLError
@@ -63,7 +64,8 @@ class Supervisor:
 
     def __init__(self, at: Layout, components: tuple[Component, ...]) -> None:
         self._at = at
-        self._running: dict[int, Component] = {}
+        # The Popen is kept, or subprocess would reap the child behind our back and its end would go unseen.
+        self._running: dict[int, tuple[Component, subprocess.Popen[bytes]]] = {}
         self._due: dict[Component, float] = dict.fromkeys((c for c in components if not c.needs_api), 0.0)
         self._waiting = [component for component in components if component.needs_api]
         self._trust = ssl.create_default_context(cafile=str(at.pki / "ca.crt"))
@@ -77,29 +79,35 @@ class Supervisor:
                 self._waiting = []
             for component in [each for each, due_s in self._due.items() if due_s <= time.monotonic()]:
                 del self._due[component]
-                self._running[self._start(component)] = component
+                self._start(component)
             for pid, status in ended():
-                if component_ended := self._running.pop(pid, None):
-                    self._note(component_ended, f"ended with status {status}, starts again")
-                    self._due[component_ended] = time.monotonic() + RESTART_DELAY_S
+                if pid in self._running:
+                    component, process = self._running.pop(pid)
+                    process.returncode = status
+                    self._again(component, f"ended with status {status}")
             time.sleep(TICK_S)
 
-    def _start(self, component: Component) -> int:
+    def _start(self, component: Component) -> None:
         with (self._at.logs / f"{component.name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                component.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        return process.pid
+            try:
+                process = subprocess.Popen(
+                    component.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            except OSError as error:  # a program was taken away: the cache may be made anew meanwhile
+                self._again(component, f"did not start: {error}")
+            else:
+                self._running[process.pid] = component, process
 
-    def _note(self, component: Component, what: str) -> None:
+    def _again(self, component: Component, why: str) -> None:
         with (self._at.logs / f"{component.name}.log").open("a") as log:
-            log.write(f"--- supervisor: {component.name} {what}\n")
+            log.write(f"--- supervisor: {component.name} {why}, starts again\n")
+        self._due[component] = time.monotonic() + RESTART_DELAY_S
 
     def _api_answers(self) -> bool:
         try:
             with urlopen(f"https://{NODE_IP}:{API_PORT}/readyz", timeout=2, context=self._trust) as answer:
                 return bool(answer.status == 200)
-        except (URLError, OSError):
+        except (URLError, OSError, HTTPException):
             return False
 
 
@@ -126,7 +134,7 @@ def main() -> None:
     at = Layout.from_env(os.environ)
     prepare_mounts(at)
     prepare_network()
-    os.environ["PATH"] = f"{at.bin}{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = at.environment(os.environ)["PATH"]
     Supervisor(at, build_components(at, recipe.base_tag())).run()
 
 

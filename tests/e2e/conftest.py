@@ -28,6 +28,7 @@ from tests.e2e.stage import Stage, new_stage
 
 NOTES = pytest.StashKey[list[str]]()
 STARTED = pytest.StashKey[datetime]()
+OPENED = pytest.StashKey[Cluster]()
 
 
 @pytest.fixture
@@ -74,7 +75,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with open_cluster(verdict.text) as opened:
         opened.observers.append(lambda: notes.append(evidence(opened, request.config.stash[STARTED])))
         opened.remove_leftovers()
+        request.config.stash[OPENED] = opened
         yield opened
+        del request.config.stash[OPENED]
 
 
 @pytest.fixture(scope="session")
@@ -108,15 +111,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.config.stash[STARTED] = datetime.now(UTC)
 
 
+def _asks(item: pytest.Item) -> bool:
+    return "cluster" in getattr(item, "fixturenames", ())
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """The report of a failure on the cluster, with what the cluster shows."""
     report = yield
-    opened = getattr(item, "funcargs", {}).get("cluster")
+    opened = item.config.stash.get(OPENED, None)
     notes = item.config.stash.setdefault(NOTES, [])
-    if report.failed and call.when != "teardown" and isinstance(opened, Cluster):
+    # A fixture may have asked for the cluster by name, so what counts is whether something of the tests is on it.
+    if report.failed and call.when != "teardown" and opened and (notes or opened.namespaces or _asks(item)):
         report.sections.append(
             ("what the cluster shows", "\n".join(notes or [evidence(opened, item.config.stash[STARTED])]))
         )

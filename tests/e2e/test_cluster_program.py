@@ -3,6 +3,7 @@
 These tests start a second one beside the one that the other tests use; both keep to namespaces of their own.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Final
 import pytest
 
 from tests.cluster.install import CannotRun, check_machine
-from tests.cluster.layout import Layout
+from tests.cluster.layout import INSIDE_VARIABLE, Layout
 from tests.e2e.stage import ROOT, Program, wait_until
 
 COMMAND: Final = [sys.executable, "-m", "tests.cluster"]
@@ -27,12 +28,13 @@ DEADLINE_S: Final = 300.0
 def second(cluster: object) -> Iterator[Layout]:
     """A state folder for one more cluster; nothing of it is there before or after. The first one proves that it can."""
     try:
-        check_machine()
+        check_machine(Layout.from_env(os.environ))
     except CannotRun as reason:
         pytest.skip(str(reason))
-    at = Layout(Layout.from_env(os.environ).cache, Path(f"/var/cache/engram-second-{os.getpid()}"))
+    at = Layout(Layout.from_env(os.environ).cache, Path("/var/cache/engram-second"))
     yield at
-    command(at, "down")
+    down = command(at, "down")
+    assert down.returncode == 0, down.stderr
 
 
 def environment(at: Layout) -> dict[str, str]:
@@ -56,14 +58,16 @@ def command(at: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
 def traces(at: Layout) -> list[str]:
     """What there is of the cluster on this machine: processes, mounts in any namespace, control groups, files."""
     found = [str(at.state)] if at.state.exists() else []
+    inside = f"{INSIDE_VARIABLE}={at.state}".encode()
     found += [f"control group {path}" for path in Path("/sys/fs/cgroup").glob(f"**/{at.cgroup}")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            settings = (process / "environ").read_bytes().split(b"\0")
             mounts = (process / "mountinfo").read_text()
         except OSError:  # gone while we looked
             continue
-        if process.name != str(os.getpid()) and any(str(at.state) in word for word in words):
+        if process.name != str(os.getpid()) and (inside in settings or any(str(at.state) in word for word in words)):
             found.append(f"process {process.name}: {' '.join(words)[:120]}")
         if str(at.state) in mounts:
             found.append(f"mounts of process {process.name}")
@@ -105,6 +109,9 @@ def test_it_recovers_from_kill_9_at_any_depth_and_leaves_no_trace(second: Layout
     nodes = command(second, "run", "kubectl", "get", "nodes", "-o", "name")
     assert nodes.stdout == "node/node0\n", nodes.stderr
 
+    # What a test started and nobody ended goes too, whatever its session and parent.
+    command(second, "run", "sh", "-c", "setsid --fork sleep 1000 >/dev/null 2>&1")
+    assert [trace for trace in traces(second) if "sleep 1000" in trace] != []
     down = command(second, "down")
     assert (down.returncode, down.stderr) == (0, "")
     assert traces(second) == []
@@ -114,6 +121,22 @@ def test_it_recovers_from_kill_9_at_any_depth_and_leaves_no_trace(second: Layout
 def all_match(lines: list[str], pattern: str) -> bool:
     """Whether each line has it."""
     return all(re.search(pattern, line) for line in lines)
+
+
+def test_a_strangers_folder_is_not_touched(second: Layout, tmp_path: Path) -> None:
+    """Its name may be a mistake, or somebody else's trap: the settings that `down` restores are never a path of it."""
+    victim = tmp_path / "victim"
+    victim.write_text("1")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "sysctls.json").write_text(json.dumps({str(victim): 2}))
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    for name in ("state", "link", "victim"):
+        for verb in ("down", "up"):
+            refused = command(Layout(second.cache, tmp_path / name), verb)
+            assert refused.returncode == 1
+            assert "is no folder of a test cluster, and stays as it is" in refused.stderr
+    assert victim.read_text() == "1"
+    assert (tmp_path / "state" / "sysctls.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

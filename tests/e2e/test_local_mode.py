@@ -51,10 +51,7 @@ def test_a_signal_stops_all_and_leaves_no_process(stage: Stage, number: signal.S
     assert len(stage.processes()) > 3
     assert program.end(number) == 0
     assert stage.processes() == []
-    assert [line for line in program.lines if line.endswith(": stopped")].sort() == [
-        "s0: stopped",
-        "s1: stopped",
-    ].sort()
+    assert sorted(line for line in program.lines if line.endswith(": stopped")) == ["s0: stopped", "s1: stopped"]
     assert "Traceback" not in program.output
 
 
