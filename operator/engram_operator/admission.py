@@ -21,6 +21,15 @@ API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
 WARNING_CHARS: Final = 256
 LABEL_CHARS: Final = 63
+UID_CHARS: Final = 128  # an API server's are 36
+# What the injector walks through: a list in the pod's spec, and the lists in each of its members.
+CONTAINER_LISTS: Final = ("env", "ports", "volumeMounts", "volumeDevices")
+LISTS: Final = {
+    "containers": CONTAINER_LISTS,
+    "initContainers": CONTAINER_LISTS,
+    "ephemeralContainers": CONTAINER_LISTS,
+    "volumes": (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,8 @@ class Review:
     is_creation: bool
 
     @classmethod
-    def from_json(cls, body: bytes) -> "Review":
-        """Raises BadReview."""
+    def from_json(cls, body: bytes | bytearray) -> "Review":
+        """Raises BadReview, also for what no API server would send: the port is open to more than API servers."""
         try:
             document = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -43,12 +52,14 @@ class Review:
         if not isinstance(request, dict) or (document.get("apiVersion"), document.get("kind")) != (API_VERSION, KIND):
             raise BadReview(f"the body is no {KIND} of {API_VERSION} with a request")
         uid, namespace, pod = request.get("uid"), request.get("namespace", ""), request.get("object")
-        if not (isinstance(uid, str) and uid and isinstance(namespace, str)):
-            raise BadReview("the request has no uid or its namespace is no text")
+        if not (isinstance(uid, str) and 0 < len(uid) <= UID_CHARS):
+            raise BadReview(f"the request has no uid of at most {UID_CHARS} characters")
+        if not (isinstance(namespace, str) and is_label(namespace)):
+            raise BadReview("the request's namespace is no name of one")
         kind = request.get("kind")
         is_pod = isinstance(kind, dict) and (kind.get("group", ""), kind.get("kind")) == ("", "Pod")
         is_creation = is_pod and request.get("operation") == "CREATE" and not request.get("subResource")
-        return cls(uid, namespace, pod if isinstance(pod, dict) else {}, is_creation)
+        return cls(uid, namespace, _checked_pod(pod) if is_creation else {}, is_creation)
 
     @property
     def wants_memory(self) -> bool:
@@ -79,8 +90,8 @@ class Verdict:
         return json.dumps({"apiVersion": API_VERSION, "kind": KIND, "response": response}).encode()
 
 
-def is_tenant_name(text: str) -> bool:
-    """Whether a MemoryTenant can have this name."""
+def is_label(text: str) -> bool:
+    """Whether a namespace or a MemoryTenant can have this name."""
     return len(text) <= LABEL_CHARS and re.fullmatch(LABEL_PATTERN, text) is not None
 
 
@@ -104,6 +115,35 @@ def _find_doubt(review: Review, tenants: Sequence[str]) -> str | None:
     if len(tenants) > 1:
         return f"namespace {review.namespace} has several MemoryTenants; name one in the annotation {TENANT_ANNOTATION}"
     return None
+
+
+def _checked_pod(pod: object) -> Mapping[str, Any]:
+    """The pod, if it has a pod's shape wherever the injector looks. Raises BadReview."""
+    found = _mapping(pod, "object")
+    metadata = _mapping(found.get("metadata"), "metadata")
+    for kind in ("labels", "annotations"):
+        if not all(isinstance(value, str) for value in _mapping(metadata.get(kind), kind).values()):
+            raise BadReview(f"the pod's {kind} are not all texts")
+    spec = _mapping(found.get("spec"), "spec")
+    for kind in ("os", "resources"):
+        _mapping(spec.get(kind), kind)
+    for kind, inner in LISTS.items():
+        for member in _members(spec.get(kind), kind):
+            for name in inner:
+                _members(member.get(name), name)
+    return found
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict | None):
+        raise BadReview(f"the pod's {name} is no object")
+    return value or {}
+
+
+def _members(value: object, name: str) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(value, list | None) or not all(isinstance(each, dict) for each in value or ()):
+        raise BadReview(f"the pod's {name} is no list of objects")
+    return value or ()
 
 
 def _metadata(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from engram_operator.admin import Probes, serving_probes
-from engram_operator.certificates import CertificateKeeper
+from engram_operator.certificates import CertificateKeeper, PublicationWatch
 from engram_operator.clients.kube import CRDS, Kube, connected
 from engram_operator.clients.leases import Leases
 from engram_operator.errors import ApiError, ApiNotFound
@@ -71,6 +71,7 @@ class Operator:
             if settings.webhook
             else None
         )
+        self.publication = PublicationWatch(kube, identity.namespace, settings.webhook) if settings.webhook else None
 
     def probes(self) -> Probes:
         """What this process tells of itself."""
@@ -83,7 +84,8 @@ class Operator:
     def loops(self) -> list[Coroutine[Any, Any, object]]:
         """What runs until the end. The election is the only one that ends by itself, by raising LostLease."""
         kept = [self.keeper.run(self.leadership)] if self.keeper else []
-        return [self.leadership.run(), self.crds.run(), *kept]
+        watched = [self.publication.run()] if self.publication else []
+        return [self.leadership.run(), self.crds.run(), *kept, *watched]
 
     def _seen(self) -> OperatorSeen:
         answered_s = self.kube.answered_s
@@ -92,6 +94,7 @@ class Operator:
             crd_faults=self.crds.faults,
             is_leader=self.leadership.is_leader(),
             certificate_fault=self.keeper.trouble if self.keeper else None,
+            publication_fault=self.publication.fault if self.publication else None,
         )
 
     def _render(self) -> bytes:

@@ -1,4 +1,4 @@
-"""The keeper of the injector's certificates: one Secret, and its CAs in the webhook configuration.
+"""The keeper of the injector's certificates, one Secret and its CAs in the webhook configuration; and who watches it.
 
 A round reads both, takes one step of `plan/certificates.py`, publishes, and writes nothing that is right already. The
 next round goes on from what it finds, so a crash anywhere, a deleted Secret or an emptied caBundle is repaired then.
@@ -21,6 +21,8 @@ from engram_operator.plan.publication import plan_publication
 from engram_operator.settings import Webhook
 
 ROUND_S: Final = 10.0
+LOOK_S: Final = 10.0
+RETRY_S: Final = 1.0  # while we wait for what the leader does within seconds
 FIELD_MANAGER: Final = "engram-operator-certificates"
 SECRET_TYPE: Final = "kubernetes.io/tls"  # noqa: S105  the name of a type
 
@@ -108,6 +110,40 @@ class CertificateKeeper:
             "data": {name: base64.b64encode(value).decode() for name, value in data.items()},
         }
         await self._kube.apply(SECRETS, manifest, FIELD_MANAGER, timeout_s=term.check())
+
+
+class PublicationWatch:
+    """Whether API servers can trust the injector: asked by every operator. `fault` says why not, None if they can."""
+
+    def __init__(self, kube: Kube, namespace: str, webhook: Webhook) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._webhook = webhook
+        self.fault: str | None = "the webhook configuration was not looked at yet"
+
+    async def run(self) -> None:
+        """Looks for ever."""
+        while True:
+            try:
+                self.fault = await self.look()
+            except ApiError as error:
+                log.warning("webhook configuration not looked at", extra={"reason": str(error)})
+            await asyncio.sleep(RETRY_S if self.fault else LOOK_S)
+
+    async def look(self) -> str | None:
+        """Why the CA of the Secret is not published; None if it is. Raises ApiError."""
+        name = self._webhook.config_name
+        try:
+            config = await self._kube.fetch(WEBHOOK_CONFIGS, None, name)
+            secret = await self._kube.fetch(SECRETS, self._namespace, self._webhook.tls_secret)
+            wanted = x509.fingerprints(x509.decoded(secret.get("data")).get(x509.BUNDLE_KEY, b""))
+        except ApiNotFound as error:
+            return f"the webhook's CA is not published yet: {error}"
+        except BadCertificate as error:
+            return f"the webhook's CA is not published: {error}"
+        if not wanted or not wanted <= x509.fingerprints(_published(config)):
+            return f"MutatingWebhookConfiguration {name} has not the CA of the Secret yet; the leader publishes it"
+        return None
 
 
 def _read(secret: Manifest | None) -> tuple[dict[str, bytes], Stored | None]:

@@ -10,6 +10,7 @@ OperatorError
 ├── LostLease             stop writing at once and end the process: another replica may lead
 ├── BadCertificate        the stored certificates are of no use: make new ones
 ├── BadReview             400: what came is no AdmissionReview
+├── TooBusy               503: there is no memory for one more review
 └── ApiError              the API server; at the next round all of them are tried again, and the log says which it was
     ├── ApiUnavailable    no answer, or not now: try again
     ├── ApiNotFound       the object is not there: create it, or say that it is missing
@@ -60,6 +61,10 @@ class BadCertificate(OperatorError):
 
 class BadReview(OperatorError):
     """The body is no AdmissionReview of admission.k8s.io/v1."""
+
+
+class TooBusy(OperatorError):
+    """The reviews under way take all the memory that they may."""
 
 
 class ApiError(OperatorError):

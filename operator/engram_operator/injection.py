@@ -6,7 +6,7 @@
 Promises
 1. The patch adds; of what is there it changes only what an earlier injection put there.
 2. After the patch there is nothing left to add: a second run gives no operations.
-3. Only the sidecar mounts the tenant's credentials.
+3. Only the sidecar mounts the tenant's credentials: a container that mounts a volume of that name is an obstacle.
 
 Pure. Must never refuse a pod: what cannot be injected starts without memory, and is told why.
 """
@@ -97,7 +97,10 @@ def _probe(path: str, *, period_s: int, tries: int, timeout_s: int = 1) -> dict[
 
 def build_volume(tenant: str) -> dict[str, Any]:
     """The sidecar's folder: the tenant's Secret and ConfigMap in one. A new version replaces all files at once."""
-    name = tenant_objects(tenant)
+    return _volume_of(tenant_objects(tenant))
+
+
+def _volume_of(name: str) -> dict[str, Any]:
     return {
         "name": CONFIG_VOLUME,
         "projected": {
@@ -130,27 +133,67 @@ def find_obstacle(pod: Manifest) -> str | None:
             return f"with {field} others could reach the tenant's memory or credentials; remove {field}"
     if (spec.get("os") or {}).get("name") == "windows":
         return "the sidecar runs on Linux only; remove the label or choose a Linux node"
+    if any((spec.get("resources") or {}).values()):
+        # Their rules compare sums over all containers; a mistake of ours would have the whole pod refused.
+        return "resources of the pod as a whole (spec.resources) leave the sidecar no room; give them to its containers"
     return next(_conflicts(pod, spec), None)
 
 
 def _conflicts(pod: Manifest, spec: Manifest) -> Iterator[str]:
-    """Names and ports of the pod's own that the sidecar needs."""
-    has_ours = SIDECAR_HASH_ANNOTATION in _annotations(pod)
-    for kind in ("containers", "initContainers"):
+    """Names, ports and mounts of the pod's own that are the sidecar's."""
+    has_ours = _has_ours(pod, spec)
+    for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in spec.get(kind) or ():
-            is_namesake = container.get("name") == SIDECAR_CONTAINER
-            if is_namesake and has_ours and kind == "initContainers" and container.get("restartPolicy") == "Always":
+            if has_ours and kind == "initContainers" and _is_sidecar(container):
                 continue
-            if is_namesake:
+            if container.get("name") == SIDECAR_CONTAINER:
                 yield f"a container of yours has the sidecar's name {SIDECAR_CONTAINER}; rename it"
-            for port in container.get("ports") or ():
-                if port.get("containerPort") in {HTTP_PORT, ADMIN_PORT}:
-                    yield (
-                        f"container {container.get('name')} declares port {port['containerPort']}, which the sidecar "
-                        "needs; choose another"
-                    )
+            yield from _container_conflicts(container)
     if not has_ours and _position(spec.get("volumes"), CONFIG_VOLUME) is not None:
         yield f"a volume of yours has the sidecar's name {CONFIG_VOLUME}; rename it"
+
+
+def _container_conflicts(container: Manifest) -> Iterator[str]:
+    for port in container.get("ports") or ():
+        if port.get("containerPort") in (HTTP_PORT, ADMIN_PORT) or port.get("name") == ADMIN_PORT_NAME:
+            shown = port.get("containerPort") if port.get("name") != ADMIN_PORT_NAME else ADMIN_PORT_NAME
+            yield f"container {container.get('name')} declares port {shown}, which the sidecar needs; choose another"
+    for kind, field in (("volumeMounts", "mounts"), ("volumeDevices", "uses")):
+        if _position(container.get(kind), CONFIG_VOLUME) is not None:
+            yield (
+                f"container {container.get('name')} {field} {CONFIG_VOLUME}, which holds the tenant's credentials and "
+                "is the sidecar's alone; rename your volume"
+            )
+
+
+def _has_ours(pod: Manifest, spec: Manifest) -> bool:
+    """Whether an earlier injection made this pod's sidecar and volume. Anybody can copy the annotation alone."""
+    volumes = [each for each in spec.get("volumes") or () if each.get("name") == CONFIG_VOLUME]
+    return (
+        SIDECAR_HASH_ANNOTATION in _annotations(pod)
+        and len(volumes) == 1
+        and _is_volume(volumes[0])
+        and any(_is_sidecar(container) for container in spec.get("initContainers") or ())
+    )
+
+
+def _is_volume(volume: Manifest) -> bool:
+    """Whether this is what `build_volume` makes for some tenant."""
+    try:
+        name = volume["projected"]["sources"][0]["secret"]["name"]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return str(name).startswith(tenant_objects("")) and volume == _volume_of(name)
+
+
+def _is_sidecar(container: Manifest) -> bool:
+    """Whether this init container is a sidecar of ours, of whatever version."""
+    mount = {"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": True}
+    return (
+        container.get("name") == SIDECAR_CONTAINER
+        and container.get("restartPolicy") == "Always"
+        and mount in (container.get("volumeMounts") or ())
+    )
 
 
 def build_patch(pod: Manifest, tenant: str, sidecar: Sidecar) -> tuple[Operation, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engram_operator.admin import Probes, serving_probes
-from engram_operator.admission import is_tenant_name
+from engram_operator.admission import is_label
 from engram_operator.clients.kube import MEMORY_TENANTS, Kube, connected
 from engram_operator.errors import ApiError, ApiNotFound
 from engram_operator.life import boot_clock, until_one_ends
@@ -40,7 +40,7 @@ class Tenants:
         if not wanted:
             found = await self._kube.fetch_some(MEMORY_TENANTS, namespace, limit=2, timeout_s=LOOKUP_TIMEOUT_S)
             return tuple(str(each["metadata"]["name"]) for each in found)
-        if not is_tenant_name(wanted):
+        if not is_label(wanted):
             return ()
         try:
             await self._kube.fetch(MEMORY_TENANTS, namespace, wanted, timeout_s=LOOKUP_TIMEOUT_S)

@@ -28,6 +28,7 @@ from engram_operator.plan.lease import (
     Wait,
     plan_candidate,
     plan_leader,
+    stands_s,
 )
 
 CALL_TIMEOUT_S: Final = 3.0  # two tries fit into what RENEW_S leaves of TERM_S
@@ -76,6 +77,7 @@ class Leadership:
         self._identity = identity
         self._clock = clock
         self._seen: Observation | None = None
+        self._followed = ""
         self.term: Term | None = None
         self.ticked_s = clock()
 
@@ -116,6 +118,7 @@ class Leadership:
         self._seen = Observation(lease, now_s) if self._seen is None else self._seen.followed_by(lease, now_s)
         decision = plan_candidate(self._seen, self._identity, now_s)
         if isinstance(decision, Wait):
+            self._tell_holder(lease)
             return decision.seconds
         if isinstance(decision, Establish):
             await self._leases.write(None, NOBODY, CALL_TIMEOUT_S)
@@ -126,6 +129,13 @@ class Leadership:
         self.term = Term(self._clock, sent_s + TERM_S)
         log.info("leading", extra={"identity": self._identity})
         return RENEW_S
+
+    def _tell_holder(self, lease: Lease | None) -> None:
+        """Logs whom we wait for, once for each holder."""
+        if lease is not None and lease.holder != self._followed:
+            self._followed = lease.holder
+            extra = {"identity": self._identity, "holder": lease.holder[:200], "silent_for_s": stands_s(lease)}
+            log.info("following; a holder that is silent for so long is replaced", extra=extra)
 
     async def _lead(self, term: Term) -> float:
         try:

@@ -2,12 +2,13 @@
 
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-REVIEW_RESULTS: Final = ("injected", "unchanged", "warned", "error")
-ReviewResult = Literal["injected", "unchanged", "warned", "error"]
+REVIEW_RESULTS: Final = ("injected", "unchanged", "warned", "bad", "error")
+ReviewResult = Literal["injected", "unchanged", "warned", "bad", "error"]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
 _BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -58,7 +59,12 @@ class InjectorMetrics(ApiMetrics):
 
     def __init__(self) -> None:
         super().__init__()
-        self._reviews = Counter("engram_injector_reviews", "Reviews by result.", ("result",), registry=self.registry)
+        self._reviews = Counter(
+            "engram_injector_reviews",
+            "Reviews by result; bad is what was refused because it is none, error is a fault of ours.",
+            ("result",),
+            registry=self.registry,
+        )
         for result in REVIEW_RESULTS:  # a series that is there from the start has a rate from its first event on
             self._reviews.labels(result)
         self._duration = Histogram(

@@ -63,6 +63,7 @@ class ServedCertificate:
         self._wall_clock = wall_clock
         self._metrics = metrics
         self._has_any = asyncio.Event()
+        self._trouble = ""
         self.context = server_context()
         self.loaded: Certificate | None = None
 
@@ -86,8 +87,16 @@ class ServedCertificate:
             try:
                 await self.refresh()
             except (ApiError, BadCertificate) as error:
-                log.warning("certificate not read", extra={"reason": str(error), "has_old": self.loaded is not None})
+                self._tell(str(error))
+            else:
+                self._trouble = ""
             await asyncio.sleep(READ_S if self.loaded else 1.0)
+
+    def _tell(self, trouble: str) -> None:
+        """Logs what is new: before the first certificate the same is found every second."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.warning("certificate not read", extra={"reason": trouble, "has_old": self.loaded is not None})
 
     async def refresh(self) -> None:
         """Takes over the Secret's certificate if it is another one. Raises ApiError, BadCertificate."""

@@ -2,10 +2,12 @@
 
 Promises
 1. A review is answered within the webhook's timeout: it asks the API server at most once, for at most LOOKUP_TIMEOUT_S.
-2. A fault of ours is an answer that allows, with a warning; only what is no review is refused, with 400.
-3. At the end no new connection is taken and running reviews are answered.
+2. A fault of ours is an answer that allows, with a warning; only what is no review is refused, with 4xx.
+3. Whoever reaches the port can take no more than MEMORY_BYTES for reviews and READ_TIMEOUT_S for each: beyond it 503.
+4. At the end no new connection is taken and running reviews are answered.
 """
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -16,13 +18,22 @@ from aiohttp import web
 
 from engram_contract.names import WEBHOOK_PATH
 from engram_operator.admission import Review, Verdict, judge
-from engram_operator.errors import ApiError, BadReview
+from engram_operator.errors import ApiError, BadReview, TooBusy
 from engram_operator.injection import Sidecar
+from engram_operator.intake import Intake, parsed_bytes
 from engram_operator.life import listening
+from engram_operator.listener import Listener
 from engram_operator.metrics import InjectorMetrics, ReviewResult
 
-# A pod is at most 1.5 MiB in etcd, as JSON up to twice that; a review may hold it together with an old one.
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+# A pod is at most 1.5 MiB in etcd, as JSON up to twice that. The review of a creation holds no old one beside it.
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+# Of the chart's 256 MiB: the process takes 50, and the buffers of TLS and HTTP below the reviews as much again.
+MEMORY_BYTES: Final = 48 * 1024 * 1024
+READ_TIMEOUT_S: Final = 5.0  # the webhook's own timeout
+IDLE_TIMEOUT_S: Final = 120.0  # longer than an API server's 90 s: the one who asks must be the first to close
+LINGER_S: Final = 1.0  # for who still sends what was refused already, to read why
+REASON_CHARS: Final = 200
+TOO_LARGE: Final = f"a review has at most {MAX_BODY_BYTES} bytes"
 NOT_NOW: Final = "the injector could not look its tenant up; create the pod again in a minute"
 
 log = logging.getLogger(__name__)
@@ -48,18 +59,39 @@ class Webhook:
         self._sidecar = sidecar
         self._metrics = metrics
         self._clock = clock
+        self.intake = Intake(MEMORY_BYTES)
 
-    async def handle(self, request: web.Request) -> web.Response:
-        """The answer to POST /mutate."""
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """The answer to one request."""
+        refusal = _find_refusal(request)
+        if refusal is not None:
+            return refusal
         began_s = self._clock()
-        try:
-            review = Review.from_json(await request.read())
-        except BadReview as error:
-            self._metrics.observe_review("error", self._clock() - began_s)
-            return web.json_response({"error": str(error)}, status=400)
-        result, verdict = await self._judged(review)
+        result, response = await self._answered(request)
         self._metrics.observe_review(result, self._clock() - began_s)
-        return web.Response(body=verdict.to_json(review.uid), content_type="application/json")
+        return response
+
+    async def _answered(self, request: web.BaseRequest) -> tuple[ReviewResult, web.Response]:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                body = await self.intake.read(request.content.readany, transport.abort, MAX_BODY_BYTES)
+            if body is None:
+                return "bad", _error(413, TOO_LARGE)
+            with self.intake.judging(parsed_bytes(body)):
+                review = Review.from_json(body)
+                del body
+                result, verdict = await self._judged(review)
+                return result, web.Response(body=verdict.to_json(review.uid), content_type="application/json")
+        except (BadReview, web.RequestPayloadError) as error:
+            return "bad", _error(400, str(error))
+        except TimeoutError:
+            return "bad", _error(408, f"the review did not come within {READ_TIMEOUT_S:.0f} s")
+        except TooBusy as error:
+            log.warning("review not taken", extra={"reason": str(error)})
+            return "error", _error(503, str(error))
 
     async def _judged(self, review: Review) -> tuple[ReviewResult, Verdict]:
         try:
@@ -67,15 +99,36 @@ class Webhook:
             tenants = await self._tenants.candidates(review.namespace, review.tenant) if wants else ()
             verdict = judge(review, tenants, self._sidecar)
         except ApiError as error:
-            log.warning("tenant not looked up", extra={"namespace": review.namespace, "reason": str(error)})
+            reason = str(error)[:REASON_CHARS]
+            log.warning("tenant not looked up", extra={"namespace": review.namespace, "reason": reason})
             return "error", Verdict(warning=NOT_NOW)
         except Exception:
             log.exception("review failed", extra={"namespace": review.namespace, "uid": review.uid})
             return "error", Verdict(warning="a fault of the injector, which its log describes; please report it")
         if verdict.warning:
-            log.info("not injected", extra={"namespace": review.namespace, "reason": verdict.warning})
+            reason = verdict.warning[:REASON_CHARS]
+            log.info("not injected", extra={"namespace": review.namespace, "reason": reason})
             return "warned", verdict
         return ("injected" if verdict.operations else "unchanged"), verdict
+
+
+def _find_refusal(request: web.BaseRequest) -> web.Response | None:
+    """The answer to what need not be read to be refused; None for what may be a review."""
+    if request.path != WEBHOOK_PATH:
+        return _error(404, "no such route")
+    if request.method != "POST":
+        return _error(405, "a review is a POST")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return _error(415, "a review is not compressed")
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        return _error(413, TOO_LARGE)
+    return None
+
+
+def _error(status: int, reason: str) -> web.Response:
+    response = web.json_response({"error": reason[:REASON_CHARS]}, status=status)
+    response.force_close()  # what it still sends is not a review either
+    return response
 
 
 @asynccontextmanager
@@ -83,13 +136,30 @@ async def serving_webhook(
     webhook: Webhook, context: ssl.SSLContext, port: int, drain_timeout_s: float
 ) -> AsyncIterator[int]:
     """The port on which reviews are answered while the block runs; leaving it drains. Raises PortTaken."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, logger=protocol_log)
-    app.router.add_post(WEBHOOK_PATH, webhook.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_timeout_s, logger=protocol_log)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, listening(port), ssl_context=context).start()
-        chosen: int = runner.addresses[0][1]
-        yield chosen
-    finally:
-        await runner.cleanup()
+    listener: Listener
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        listener.asked(request.protocol)
+        return await webhook.handle(request)
+
+    server = web.Server(
+        handle,
+        access_log=None,
+        logger=protocol_log,
+        keepalive_timeout=IDLE_TIMEOUT_S,
+        lingering_time=LINGER_S,
+        auto_decompress=False,
+    )
+    listener = Listener(server, context)
+    runner = web.ServerRunner(server, shutdown_timeout=drain_timeout_s)
+    with listening(port) as door:
+        door.settimeout(0)
+        await runner.setup()
+        taking = asyncio.create_task(listener.run(door))
+        try:
+            yield door.getsockname()[1]
+        finally:
+            taking.cancel()
+            await asyncio.wait([taking])
+            door.close()
+            await runner.cleanup()

@@ -225,6 +225,17 @@ def test_a_selector_of_the_user_comes_beside_ours() -> None:
     assert [each["key"] for each in found["matchExpressions"]] == ["kubernetes.io/metadata.name", "legacy"]
 
 
+def test_the_webhook_is_asked_from_anywhere_or_from_where_it_is_said() -> None:
+    def peers(**values: object) -> list[object]:
+        policies = kind_of(render(DEFAULTS, **values), "NetworkPolicy")
+        rules = [rule for each in policies for rule in each["spec"].get("ingress", ())]
+        return [rule.get("from") for rule in rules if rule["ports"][0]["port"] == "webhook"]
+
+    api_server = [{"ipBlock": {"cidr": "10.0.0.1/32"}}]
+    assert peers() == [None]
+    assert peers(networkPolicy={"webhookFrom": api_server}) == [api_server]
+
+
 def test_values_are_taken_where_they_belong() -> None:
     case = next(case for case in CASES if case.why == "everything on and set")
     objects = render(case)
@@ -291,6 +302,13 @@ def test_an_insisted_monitor_without_its_api_is_an_error_that_says_so(name: str)
         ({"networkPolicy": {"apiServer": {"ports": [70000]}}}, "ports"),
         ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "podMonitor"),
         ({"nmeOverride": "x"}, "nmeOverride"),
+        ({"labels": {"a": 1}}, "/labels/a"),
+        ({"labels": {"app.kubernetes.io/name": "mine"}}, "/labels/app.kubernetes.io~1name"),
+        ({"annotations": {"a": 1}}, "/annotations/a"),
+        ({"operator": {"podLabels": {"a b": "c"}}}, "/operator/podLabels"),
+        ({"operator": {"podLabels": {"a": 1}}}, "/operator/podLabels/a"),
+        ({"operator": {"podAnnotations": {"a": 1}}}, "/operator/podAnnotations/a"),
+        ({"injector": {"nodeSelector": {"a": True}}}, "/injector/nodeSelector/a"),
     ],
 )
 def test_a_bad_value_is_refused_by_its_name(values: Json, field: str) -> None:

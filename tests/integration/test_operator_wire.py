@@ -30,10 +30,11 @@ from engram_operator.errors import (
 )
 from engram_operator.injection import Sidecar
 from engram_operator.injector import Ports, run_injector
+from engram_operator.listener import HEAD_TIMEOUT_S, MAX_CONNECTIONS
 from engram_operator.metrics import InjectorMetrics
 from engram_operator.settings import Identity, InjectorSettings
 from engram_operator.tls import ServedCertificate
-from engram_operator.webhook import Webhook, serving_webhook
+from engram_operator.webhook import MEMORY_BYTES, Webhook, serving_webhook
 from tests.operator_stage import Store
 
 NAMES = ("injector.engram.svc", "injector.engram.svc.cluster.local")
@@ -257,7 +258,7 @@ async def post(session: aiohttp.ClientSession, body: object) -> tuple[int, Any]:
 
 @asynccontextmanager
 async def serving(
-    authority: Authority, tenants: FakeTenants
+    authority: Authority, tenants: FakeTenants, held_bytes: list[int] | None = None
 ) -> AsyncIterator[tuple[ServedCertificate, ApiServer, int]]:
     """A webhook whose certificate comes from a Secret that a test may change."""
     store = ApiServer()
@@ -272,8 +273,16 @@ async def serving(
     certificate = ServedCertificate(secrets, "engram", "s", lambda: NOW_S, metrics)
     await certificate.refresh()
     webhook = Webhook(tenants, SIDECAR, metrics, asyncio.get_running_loop().time)
+
+    async def measure() -> None:
+        while held_bytes is not None:
+            held_bytes.append(webhook.intake.held_bytes)
+            await asyncio.sleep(0.01)
+
     async with serving_webhook(webhook, certificate.context, 0, 1.0) as port:
+        measuring = asyncio.create_task(measure())
         yield certificate, store, port
+        measuring.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +312,99 @@ async def test_a_review_of_three_mebibytes_is_taken(authority: Authority) -> Non
     large = review(annotations="x" * 3 * 1024 * 1024)
     async with serving(authority, FakeTenants()) as (_, _, port), client(authority, port) as session:
         assert (await post(session, large))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "size", "status"),
+    [
+        ("/mutate", {}, 4 * 1024 * 1024 + 1, 413),
+        ("/mutate", {"Content-Encoding": "gzip"}, 10, 415),
+        ("/other", {}, 10, 404),
+    ],
+)
+async def test_what_is_refused_is_not_read(
+    authority: Authority, path: str, headers: dict[str, str], size: int, status: int
+) -> None:
+    async with serving(authority, FakeTenants()) as (_, _, port), client(authority, port) as session:
+        data = io.BytesIO(b" " * size)
+        async with session.post(path, data=data, headers=headers, server_hostname=NAMES[0]) as answer:
+            assert answer.status == status
+        assert (await post(session, review()))[0] == 200
+
+
+async def dial(authority: Authority, port: int, text: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which so much was sent, and nothing more."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=authority.trusting(), server_hostname=NAMES[0], ssl_shutdown_timeout=0.1
+    )
+    writer.write(text)
+    return reader, writer
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """What came before the other side ended the connection."""
+    try:
+        return await reader.read()
+    except OSError:
+        return b""
+
+
+def unfinished(size: int) -> bytes:
+    """A review of which so much comes, and never the last byte."""
+    return b"POST /mutate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (size + 1) + b" " * size
+
+
+async def test_large_bodies_that_never_end_take_no_more_than_their_share_and_keep_nobody_out(
+    authority: Authority,
+) -> None:
+    held_bytes: list[int] = []
+    text = unfinished(4 * 1024 * 1024 - 1)
+    async with serving(authority, FakeTenants(), held_bytes) as (_, _, port), client(authority, port) as session:
+        slow = [await dial(authority, port, text) for _ in range(24)]
+        for _ in range(5):
+            assert (await post(session, review()))[0] == 200
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            answers = [await ended(reader) for reader, _ in slow]
+        for _, writer in slow:
+            writer.transport.abort()
+        assert (await post(session, review()))[0] == 200
+    assert MEMORY_BYTES // 2 < max(held_bytes) <= MEMORY_BYTES
+    assert {answer[9:12] for answer in answers} == {b"", b"408"}, "cut off for others, or too slow"
+
+
+@pytest.mark.parametrize("text", [b"", b"POST /mutate HT"])
+async def test_a_connection_that_does_not_ask_is_ended(authority: Authority, text: bytes) -> None:
+    async with serving(authority, FakeTenants()) as (_, _, port):
+        reader, writer = await dial(authority, port, text)
+        async with asyncio.timeout(HEAD_TIMEOUT_S + 5):
+            assert await ended(reader) == b""
+        writer.transport.abort()
+
+
+async def test_a_connection_without_a_handshake_is_ended(authority: Authority) -> None:
+    async with serving(authority, FakeTenants()) as (_, _, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(HEAD_TIMEOUT_S + 5):
+            assert await ended(reader) == b""
+        writer.close()
+
+
+async def test_more_connections_than_there_is_room_for_push_out_the_silent_ones(authority: Authority) -> None:
+    async with serving(authority, FakeTenants()) as (_, _, port), client(authority, port) as session:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
+        assert (await post(session, review()))[0] == 200
+        async with asyncio.timeout(HEAD_TIMEOUT_S / 2):
+            await ended(silent[0][0])
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_a_review_that_json_makes_huge_is_not_parsed(authority: Authority) -> None:
+    huge = b'{"request":[' + b"{}," * 1_200_000 + b"{}]}"
+    async with serving(authority, FakeTenants()) as (_, _, port), client(authority, port) as session:
+        assert (await post(session, huge))[0] == 503
+        assert (await post(session, review()))[0] == 200
 
 
 @pytest.mark.parametrize("error", [ApiUnavailable("list: no answer"), RuntimeError("a fault of ours")])

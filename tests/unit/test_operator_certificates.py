@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from engram_operator.certificates import CertificateKeeper
+from engram_operator.certificates import CertificateKeeper, PublicationWatch
 from engram_operator.clients import x509
 from engram_operator.clients.kube import SECRETS, WEBHOOK_CONFIGS, Manifest
 from engram_operator.errors import ApiNotFound, ApiUnavailable, BadCertificate, LostLease
@@ -161,6 +161,20 @@ async def test_a_deleted_secret_is_made_anew_and_what_injectors_still_serve_stay
     stage.wall_s[0] += 2 * DAY_S
     await stage.round()
     assert stage.published.count(b"BEGIN CERTIFICATE") == 1
+
+
+async def test_an_operator_that_does_not_lead_sees_whether_the_ca_is_published(stage: Stage) -> None:
+    watch = PublicationWatch(stage.store, "engram", WEBHOOK)
+    assert "not published yet" in (await watch.look() or "")
+    await stage.round()
+    assert await watch.look() is None
+    bundle = stage.config["webhooks"][1]["clientConfig"].pop("caBundle")
+    assert "has not the CA" in (await watch.look() or "")
+    stage.config["webhooks"][1]["clientConfig"]["caBundle"] = bundle
+    del stage.store.objects[SECRETS.path("engram", WEBHOOK.tls_secret)]
+    stage.store.put(SECRETS, {"metadata": {"name": WEBHOOK.tls_secret, "namespace": "engram"}, "data": {"ca.crt": "%"}})
+    assert "not published" in (await watch.look() or "")
+    assert len(stage.store.writes) == 2
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,13 @@ def test_what_is_missing_is_made(metadata: object, volumes: object) -> None:
         (pod(initContainers=[{**APP, "ports": [{"containerPort": 1}, {"containerPort": 7712}]}]), "port 7712"),
         ({**pod(), "metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}}, "static pod"),
         (pod(), None),
+        (pod(containers=[{**APP, "ports": [{"name": "engram-admin", "containerPort": 80}]}]), "port engram-admin"),
+        (pod(resources={"limits": {"memory": "1Gi"}}), "spec.resources"),
+        (pod(resources={}), None),
+        (pod(containers=[{**APP, "volumeMounts": [{"name": "engram-config"}]}]), "container app mounts engram-config"),
+        (pod(initContainers=[{**APP, "volumeMounts": [{"name": "engram-config"}]}]), "mounts engram-config"),
+        (pod(ephemeralContainers=[{**APP, "volumeMounts": [{"name": "engram-config"}]}]), "mounts engram-config"),
+        (pod(containers=[{**APP, "volumeDevices": [{"name": "engram-config"}]}]), "uses engram-config"),
         (pod(hostNetwork=False, os={"name": "linux"}, containers=[{**APP, "ports": [{"containerPort": 80}]}]), None),
     ],
 )
@@ -145,6 +152,35 @@ def test_an_obstacle_is_found_behind_a_copied_annotation_too() -> None:
     before = pod(containers=[{**APP, "name": "engram"}])
     before["metadata"]["annotations"] = {SIDECAR_HASH_ANNOTATION: "0"}
     assert find_obstacle(before) is not None
+
+
+STRANGERS: list[dict[str, Any]] = [
+    {"name": CONFIG_VOLUME, "emptyDir": {}},
+    {"name": CONFIG_VOLUME, "projected": {"sources": []}},
+    {"name": CONFIG_VOLUME, "projected": {"sources": [{"secret": {"name": 7}}]}},
+    {"name": CONFIG_VOLUME, "projected": {"sources": [{"secret": {"name": "engram-tenant-a", "items": []}}]}},
+    build_volume("support") | {"projected": {**build_volume("support")["projected"], "defaultMode": 0o777}},
+]
+
+
+@pytest.mark.parametrize("volume", STRANGERS)
+def test_a_copied_annotation_makes_no_volume_ours(volume: dict[str, Any]) -> None:
+    before = injected(pod())
+    before["spec"]["volumes"] = [volume]
+    assert find_obstacle(before) is not None
+
+
+def test_a_copied_annotation_and_volume_make_no_pod_ours_without_our_sidecar() -> None:
+    before = injected(pod())
+    before["spec"]["initContainers"] = []
+    assert "engram-config" in (find_obstacle(before) or "")
+
+
+def test_a_container_of_an_injected_pod_that_mounts_the_credentials_is_an_obstacle() -> None:
+    before = injected(pod())
+    assert find_obstacle(before) is None
+    before["spec"]["containers"][0]["volumeMounts"] = [{"name": CONFIG_VOLUME, "mountPath": "/x"}]
+    assert "credentials" in (find_obstacle(before) or "")
 
 
 def test_another_sidecar_replaces_the_old_one_where_it_stands() -> None:
@@ -266,9 +302,10 @@ def test_a_pod_whose_tenant_is_not_clear_is_allowed_with_a_warning(
 
 
 def test_every_warning_fits_into_what_the_api_server_shows_whole() -> None:
-    conflict = find_obstacle(pod(containers=[{"name": "c" * 63, "ports": [{"containerPort": 7711}]}]))
-    assert conflict is not None
-    assert len(json.loads(Verdict(warning=conflict).to_json("u"))["response"]["warnings"][0]) < 256
+    for more in ({"ports": [{"containerPort": 7711}]}, {"volumeMounts": [{"name": CONFIG_VOLUME}]}):
+        conflict = find_obstacle(pod(containers=[{"name": "c" * 63, **more}]))
+        assert conflict is not None
+        assert len(json.loads(Verdict(warning=conflict).to_json("u"))["response"]["warnings"][0]) < 256
 
 
 @pytest.mark.parametrize(
@@ -280,7 +317,7 @@ def test_every_warning_fits_into_what_the_api_server_shows_whole() -> None:
         review(pod(), operation="UPDATE"),
         review(pod(), subResource="ephemeralcontainers"),
         review(pod(), kind={"group": "apps", "kind": "Deployment"}),
-        review(pod(), object=None),
+        review(pod(), kind={"group": "", "kind": "Binding"}, object=None),
     ],
 )
 def test_who_does_not_ask_gets_nothing(asked: bytes) -> None:
@@ -300,6 +337,22 @@ def test_who_does_not_ask_gets_nothing(asked: bytes) -> None:
         review(pod(), uid=""),
         review(pod(), uid=7),
         review(pod(), namespace=None),
+        review(pod(), namespace=""),
+        review(pod(), namespace="../secrets"),
+        review(pod(), namespace="a" * 64),
+        review(pod(), uid="u" * 129),
+        review(pod(), object=[]),
+        review({"metadata": []}),
+        review({"metadata": {"labels": "x"}}),
+        review({"metadata": {"labels": {INJECT_LABEL: ["true"]}}}),
+        review({"metadata": {"annotations": {TENANT_ANNOTATION: 7}}}),
+        review({"spec": "x"}),
+        review(pod(os="linux")),
+        review(pod(containers={})),
+        review(pod(initContainers=["x"])),
+        review(pod(volumes=[None])),
+        review(pod(containers=[{**APP, "env": "x"}])),
+        review(pod(containers=[{**APP, "volumeMounts": [7]}])),
         b"[" * 100_000,
     ],
 )

@@ -16,6 +16,7 @@ from engram_operator.leadership import Leadership, Term
 from engram_operator.plan.lease import (
     LEASE_S,
     LOOK_S,
+    MAX_LEASE_S,
     NOBODY,
     RENEW_S,
     TERM_S,
@@ -53,6 +54,8 @@ FREE = Lease("7", "")
         (Lease("7", OTHER, lease_s=60), LEASE_S, Wait(LOOK_S)),
         (Lease("7", OTHER, lease_s=60), 60, Acquire(Lease("7", OTHER, lease_s=60))),
         (Lease("7", OTHER, lease_s=1), LEASE_S - 1, Wait(1)),
+        (Lease("7", OTHER, lease_s=2e9), MAX_LEASE_S - 1, Wait(1)),
+        (Lease("7", OTHER, lease_s=2e9), MAX_LEASE_S, Acquire(Lease("7", OTHER, lease_s=2e9))),
     ],
 )
 def test_a_candidate_takes_what_stood_still_for_long_enough(lease: Lease, age_s: float, decision: object) -> None:
@@ -82,7 +85,23 @@ def test_only_a_new_version_starts_the_wait_anew(then: Lease | None, since_s: fl
 
 
 def test_the_old_term_ends_before_the_wait_of_the_others_does() -> None:
-    assert RENEW_S < TERM_S < LEASE_S
+    assert RENEW_S < TERM_S < LEASE_S < MAX_LEASE_S
+
+
+def test_a_follower_says_once_for_each_holder_whom_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        leases = FakeLeases(calm, Lease("0", "a", lease_s=40.0))
+        running = asyncio.create_task(candidate(leases, ME).run())
+        await asyncio.sleep(20)
+        leases.lease = Lease("1", "b")
+        await asyncio.sleep(5)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    with caplog.at_level("INFO"):
+        run_virtually(play())
+    told = [(vars(record)["holder"], vars(record)["silent_for_s"]) for record in caplog.records]
+    assert told == [("a", 40.0), ("b", LEASE_S)]
 
 
 def test_a_term_gives_what_is_left_of_it_and_then_raises() -> None:

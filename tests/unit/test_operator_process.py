@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from engram_operator.errors import ApiConflict, ApiUnavailable, BadSettings, Los
 from engram_operator.life import until_one_ends
 from engram_operator.logs import JsonLines
 from engram_operator.metrics import InjectorMetrics, OperatorMetrics
+from engram_operator.plan.lease import MAX_LEASE_S, stands_s
 from engram_operator.plan.readiness import (
     OUR_CRDS,
     InjectorSeen,
@@ -27,6 +29,7 @@ from engram_operator.plan.readiness import (
     operator_fault,
 )
 from engram_operator.settings import Identity, InjectorSettings, OperatorSettings
+from engram_operator.tls import ServedCertificate
 from tests.operator_stage import Store
 
 POD = {names.ENV_NAMESPACE: "engram", names.ENV_POD_NAME: "engram-operator-5d9c-x7k2p"}
@@ -94,7 +97,7 @@ def test_an_injector_with_a_bad_variable_does_not_start_and_names_it(name: str, 
         InjectorSettings.from_env({**INJECTOR, name: value})
 
 
-SEEN = OperatorSeen(answer_age_s=3.0, crd_faults=(), is_leader=True, certificate_fault=None)
+SEEN = OperatorSeen(answer_age_s=3.0, crd_faults=(), is_leader=True, certificate_fault=None, publication_fault=None)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,8 @@ SEEN = OperatorSeen(answer_age_s=3.0, crd_faults=(), is_leader=True, certificate
         (replace(SEEN, crd_faults=("a", "b")), "a; b"),
         (replace(SEEN, certificate_fault="why"), "why"),
         (replace(SEEN, certificate_fault="why", is_leader=False), None),
+        (replace(SEEN, publication_fault="no CA"), "no CA"),
+        (replace(SEEN, publication_fault="no CA", is_leader=False), "no CA"),
     ],
 )
 def test_an_operator_says_why_it_is_not_ready(seen: OperatorSeen, words: str | None) -> None:
@@ -181,6 +186,32 @@ async def test_a_lease_is_written_over_what_was_read_and_keeps_what_others_wrote
         await ours.write(None, "a", 1.0)
 
 
+async def test_a_garbled_lease_is_taken_all_the_same() -> None:
+    store = Store()
+    spec = {"holderIdentity": "x", "leaseTransitions": 2**31 - 1, "leaseDurationSeconds": 2**31 - 1}
+    store.put(LEASES, {"metadata": {"name": "l", "namespace": "engram"}, "spec": spec})
+    leases = Leases(store, "engram", "l", lambda: 0.0)
+    read = await leases.fetch(1.0)
+    assert read is not None
+    assert stands_s(read) == MAX_LEASE_S
+    taken = await leases.write(read, "a", 1.0)
+    assert (taken.transitions, taken.lease_s) == (0, 15.0)
+
+
+@pytest.mark.parametrize(("length", "is_name"), [(253, True), (254, False)])
+def test_a_path_holds_no_name_that_no_object_can_have(length: int, is_name: bool) -> None:
+    with nullcontext() if is_name else pytest.raises(ValueError, match="is no name"):
+        LEASES.path("engram", "x" * length)
+
+
+async def test_a_certificate_that_is_not_there_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    certificate = ServedCertificate(Store(), "engram", "tls", lambda: 0.0, InjectorMetrics())
+    with suppress(TimeoutError):
+        async with asyncio.timeout(2.5):
+            await certificate.run()
+    assert [record.message for record in caplog.records] == ["certificate not read"]
+
+
 @pytest.fixture
 def lines() -> Iterator[tuple[logging.Logger, io.StringIO]]:
     stream = io.StringIO()
@@ -245,12 +276,14 @@ def test_every_metric_is_there_under_its_name() -> None:
     injector.observe_review("injected", 0.01)
     injector.set_certificate_expiry(6.0)
     told = (operator.render() + injector.render()).decode().splitlines()
+    assert not [line for line in told if "_created" in line]
     assert {
         "engram_operator_leader 1.0",
         "engram_operator_certificate_expiry_seconds 5.0",
         'engram_operator_api_requests_total{code="200",verb="get"} 1.0',
         'engram_injector_reviews_total{result="injected"} 1.0',
         'engram_injector_reviews_total{result="warned"} 0.0',
+        'engram_injector_reviews_total{result="bad"} 0.0',
         "engram_injector_review_seconds_count 1.0",
         "engram_injector_certificate_expiry_seconds 6.0",
     } <= set(told)

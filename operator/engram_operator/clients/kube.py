@@ -27,6 +27,7 @@ from engram_operator.errors import ApiConflict, ApiError, ApiNotFound, ApiRefuse
 
 CALL_TIMEOUT_S: Final = 10.0  # an API server that takes longer is overloaded, and more patience would not help it
 REASON_CHARS: Final = 200
+NAME_CHARS: Final = 253
 APPLY_TYPE: Final = "application/apply-patch+yaml"  # JSON is YAML
 JSON_PATCH_TYPE: Final = "application/json-patch+json"
 # 429 and 5xx pass; 408 and 504 are the server's own timeouts.
@@ -61,7 +62,7 @@ MEMORY_TENANTS: Final = Resource(f"/apis/{GROUP}/{VERSION}", TENANTS)
 
 
 def _checked(name: str) -> str:
-    if re.fullmatch(SUBDOMAIN_PATTERN, name) is None:
+    if len(name) > NAME_CHARS or re.fullmatch(SUBDOMAIN_PATTERN, name) is None:
         raise ValueError(f"{name[:60]!r} is no name of an object")
     return name
 

@@ -12,6 +12,7 @@ from engram_operator.clients.kube import LEASES, Kube, Manifest
 from engram_operator.errors import ApiNotFound
 from engram_operator.plan.lease import LEASE_S, Lease
 
+TRANSITIONS_END: Final = 2**31  # the field is an int32; one more would be refused for ever
 _TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -60,5 +61,8 @@ class Leases:
         now = datetime.fromtimestamp(self._wall_clock(), UTC).strftime(_TIME)
         spec = {**before, "holderIdentity": holder, "leaseDurationSeconds": int(LEASE_S), "renewTime": now}
         if holder and (over is None or over.holder != holder):
-            spec |= {"acquireTime": now, "leaseTransitions": 0 if over is None else over.transitions + 1}
+            spec |= {
+                "acquireTime": now,
+                "leaseTransitions": 0 if over is None else (over.transitions + 1) % TRANSITIONS_END,
+            }
         return spec

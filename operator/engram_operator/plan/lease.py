@@ -7,6 +7,7 @@ Invariants
 1. A leader's deadline is TERM_S after it *sent* the last write that succeeded.
 2. A candidate takes a Lease only after it saw one version of it for at least LEASE_S, counted from when it *had* the
    answer, or if the holder gave it up. It writes over that very version, so a renewal in between wins.
+   A holder that promised more is given that, up to MAX_LEASE_S: no version of us may have a longer term.
 3. TERM_S < LEASE_S and clocks that count equally fast: when 2 allows a take-over, the deadline of 1 is over. Nobody's
    wall clock is read; `renewTime` is for people.
 4. A Lease that is gone says nothing about its holder, and that it is gone has no version to write over. So it is first
@@ -23,6 +24,7 @@ LEASE_S: Final = (
     15.0  # how long the others wait for a silent leader: the usual value, and 4 s more than a long GC or disk
 )
 TERM_S: Final = 10.0  # when a silent leader gives up: 5 s before the others may begin, enough for a write in flight
+MAX_LEASE_S: Final = 60.0  # of what a holder may promise: a Lease garbled by hand must not stop us for years
 RENEW_S: Final = 5.0  # so one lost renewal is no lost term
 RETRY_S: Final = 1.0  # between tries of a leader whose renewal failed
 NOBODY: Final = "nobody-yet"  # holds a new Lease until the term of whoever held a deleted one is surely over
@@ -84,6 +86,11 @@ class Lost:
     reason: str
 
 
+def stands_s(lease: Lease) -> float:
+    """How long this Lease is its holder's without a renewal: an older or newer version of us may promise more."""
+    return min(max(LEASE_S, lease.lease_s), MAX_LEASE_S)
+
+
 def plan_candidate(seen: Observation, identity: str, now_s: float) -> Establish | Acquire | Wait:
     """What a process does that does not lead."""
     lease = seen.lease
@@ -91,8 +98,7 @@ def plan_candidate(seen: Observation, identity: str, now_s: float) -> Establish 
         return Establish()
     if lease.holder in {"", identity}:
         return Acquire(lease)  # given up; or our own write, of which we lost the answer
-    stands_s = max(LEASE_S, lease.lease_s)  # an older or newer version of us may promise more
-    left_s = seen.since_s + stands_s - now_s
+    left_s = seen.since_s + stands_s(lease) - now_s
     return Acquire(lease) if left_s <= 0 else Wait(min(left_s, LOOK_S))
 
 

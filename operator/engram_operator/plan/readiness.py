@@ -19,6 +19,7 @@ class OperatorSeen:
     crd_faults: tuple[str, ...] | None
     is_leader: bool
     certificate_fault: str | None
+    publication_fault: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ def operator_fault(seen: OperatorSeen) -> str | None:
         return "the CRDs were not looked at yet"
     if seen.crd_faults:
         return "; ".join(seen.crd_faults)
-    return seen.certificate_fault if seen.is_leader else None
+    # Not the leader alone: until the CA is published every pod starts without a memory, whichever operator is asked.
+    return (seen.certificate_fault if seen.is_leader else None) or seen.publication_fault
 
 
 def injector_fault(seen: InjectorSeen) -> str | None:
