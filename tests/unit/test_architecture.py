@@ -310,8 +310,21 @@ def test_nothing_shadows_the_standard_library() -> None:
     assert shadowing(ROOT) == []
 
 
-def test_the_lock_names_contents_and_no_place() -> None:
-    assert lock_faults((ROOT / "requirements.lock").read_text()) == []
+LOCKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "requirements.lock", *ROOT.glob("locks/*.lock")))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_names_contents_and_no_place(lock: str) -> None:
+    assert lock_faults((ROOT / lock).read_text()) == []
+
+
+@pytest.mark.parametrize("lock", ["locks/operator.lock", "locks/sidecar.lock", "locks/postgres-wheel.lock"])
+def test_an_image_has_the_versions_that_the_tests_run_with(lock: str) -> None:
+    pinned = r"^[\w.-]+==\S+"
+    tried = set(re.findall(pinned, (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    shipped = set(re.findall(pinned, (ROOT / lock).read_text(), re.MULTILINE))
+    assert shipped
+    assert shipped - tried == set()
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
