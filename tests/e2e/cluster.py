@@ -215,8 +215,7 @@ class Cluster:
         assert status in (http.HTTPStatus.OK, http.HTTPStatus.CREATED), answer
 
         def is_established() -> bool:
-            conditions = self.request("GET", path)[1].get("status", {}).get("conditions")  # null in its first moment
-            return any((each["type"], each["status"]) == ("Established", "True") for each in conditions or ())
+            return holds(self.request("GET", path)[1], "Established")
 
         self.wait_until(f"{crd['metadata']['name']} to be established", is_established)
 
@@ -237,6 +236,12 @@ class Cluster:
 
     def _is_gone(self, namespace: str) -> bool:
         return self.request("GET", f"/api/v1/namespaces/{namespace}")[0] == http.HTTPStatus.NOT_FOUND
+
+
+def holds(thing: Json, condition: str) -> bool:
+    """Whether a condition of an object is true; it may have none yet, or null."""
+    conditions = thing.get("status", {}).get("conditions") or ()
+    return any((each["type"], each["status"]) == (condition, "True") for each in conditions)
 
 
 def _run(command: list[str], text: str | None, deadline_s: float) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, holds
 
 AUDIT_VARIABLE: Final = "ENGRAM_E2E_AUDIT_LOG"
 SYSTEM_NAMESPACE: Final = "engram-system"
@@ -111,7 +111,7 @@ def _requests(_cluster: Cluster, since: datetime) -> list[str]:
 def _logs(cluster: Cluster) -> list[str]:
     """The last lines of every container; pods that are not ready come first, for the end is what is cut."""
     lines = []
-    for pod in sorted(_all_pods(cluster), key=_is_ready):
+    for pod in sorted(_all_pods(cluster), key=partial(holds, condition="Ready")):
         name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
         path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}/log"
         status = pod.get("status", {})
@@ -133,9 +133,3 @@ def _all_pods(cluster: Cluster) -> list[Json]:
 
 def _namespaces(cluster: Cluster) -> list[str]:
     return [*sorted(cluster.namespaces), SYSTEM_NAMESPACE]
-
-
-def _is_ready(pod: Json) -> bool:
-    return any(
-        (each["type"], each["status"]) == ("Ready", "True") for each in pod.get("status", {}).get("conditions", ())
-    )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, holds
 from tests.e2e.releases import image
 
 Json = dict[str, Any]
@@ -16,7 +16,6 @@ PASSWORD: Final = "of-one-test-namespace"  # noqa: S105
 POSTGRES_PORT: Final = 5432
 PATRONI_PORT: Final = 8008
 UID: Final = 999
-READY_WITHIN_S: Final = 180.0
 RESTRICTED: Final = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -35,7 +34,7 @@ def create_shard(cluster: Cluster, namespace: str, name: str, members: int) -> N
     """The shard's members are ready and one of them is the primary."""
     apply(cluster, build_shard(namespace, name, members))
     cluster.wait_until(f"{members} ready members of {name}", lambda: len(ready(cluster, namespace, name)) == members)
-    cluster.wait_until(f"a primary of {name}", lambda: primary(cluster, namespace, name), READY_WITHIN_S)
+    cluster.wait_until(f"a primary of {name}", lambda: primary(cluster, namespace, name))
 
 
 def apply(cluster: Cluster, manifests: Iterable[Json]) -> None:
@@ -53,11 +52,7 @@ def pods(cluster: Cluster, namespace: str, name: str) -> list[Json]:
 
 def ready(cluster: Cluster, namespace: str, name: str) -> list[str]:
     """The names of the members that Patroni calls ready."""
-    return [
-        pod["metadata"]["name"]
-        for pod in pods(cluster, namespace, name)
-        if any((c["type"], c["status"]) == ("Ready", "True") for c in pod["status"].get("conditions", ()))
-    ]
+    return [pod["metadata"]["name"] for pod in pods(cluster, namespace, name) if holds(pod, "Ready")]
 
 
 def primary(cluster: Cluster, namespace: str, name: str) -> Json | None:

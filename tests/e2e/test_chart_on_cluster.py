@@ -13,7 +13,7 @@ import yaml
 
 from engram_contract.names import CONTROL_ADMIN_PORT, INJECT_LABEL, SIDECAR_CONTAINER
 from tests.e2e.chart import CLUSTER_KINDS, MONITORING_API, Json
-from tests.e2e.cluster import Cluster, CommandFailed
+from tests.e2e.cluster import Cluster, CommandFailed, holds
 from tests.e2e.releases import CHART, CRD_NAMES, IMAGES, NAMESPACE, RELEASE, VALUES, install
 
 WEBHOOK: Final = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{RELEASE}-injector"
@@ -51,12 +51,6 @@ def pods(cluster: Cluster, component: str) -> list[Json]:
     status, found = cluster.request("GET", path, labelSelector=f"app.kubernetes.io/component={component}")
     assert status == http.HTTPStatus.OK, found
     return [each for each in found["items"] if "deletionTimestamp" not in each["metadata"]]
-
-
-def is_ready(pod: Json) -> bool:
-    """Whether a pod says that it is ready."""
-    conditions = pod.get("status", {}).get("conditions", ())
-    return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
 
 
 def agent(name: str, **annotations: str) -> Json:
@@ -107,7 +101,7 @@ def warnings(cluster: Cluster, namespace: str, pod: Json) -> str:
 
 def test_helm_installs_everything_and_waits_until_it_is_ready(cluster: Cluster, release: str) -> None:
     for component in ("operator", "injector"):
-        assert len([pod for pod in pods(cluster, component) if is_ready(pod)]) == 2
+        assert len([pod for pod in pods(cluster, component) if holds(pod, "Ready")]) == 2
     for name in CRD_NAMES:
         cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{name}")
     assert read(cluster, SECRET)["type"] == "kubernetes.io/tls"
@@ -186,7 +180,9 @@ def test_the_lease_moves_when_its_holder_is_killed(cluster: Cluster, release: st
 
     second = cluster.wait_until("another leader", other, 60.0)
     assert second in {pod["metadata"]["name"] for pod in pods(cluster, "operator")}
-    cluster.wait_until("two operators", lambda: [is_ready(pod) for pod in pods(cluster, "operator")] == [True, True])
+    cluster.wait_until(
+        "two operators", lambda: [holds(pod, "Ready") for pod in pods(cluster, "operator")] == [True, True]
+    )
 
 
 def test_uninstall_leaves_what_people_stored_and_a_new_installation_finds_it(cluster: Cluster, release: str) -> None:

@@ -95,7 +95,7 @@ def test_it_recovers_from_kill_9_at_any_depth_and_leaves_no_trace(second: Layout
     os.kill(starting.process.pid, signal.SIGKILL)
     starting.wait()
     left = f"control group|{second.state}$"
-    wait_until("its processes and mounts to be gone", lambda: all_match(traces(second), left))
+    wait_until("its processes and mounts to be gone", lambda: all(re.search(left, trace) for trace in traces(second)))
 
     # From what is left, and from a first process that is killed, `up` makes a ready cluster; a second changes nothing.
     assert command(second, "up").returncode == 0
@@ -116,11 +116,6 @@ def test_it_recovers_from_kill_9_at_any_depth_and_leaves_no_trace(second: Layout
     assert (down.returncode, down.stderr) == (0, "")
     assert traces(second) == []
     assert command(second, "down").returncode == 0
-
-
-def all_match(lines: list[str], pattern: str) -> bool:
-    """Whether each line has it."""
-    return all(re.search(pattern, line) for line in lines)
 
 
 def test_a_strangers_folder_is_not_touched(second: Layout, tmp_path: Path) -> None:
