@@ -11,7 +11,7 @@ from typing import Final
 from engram_cli.pgsettings import refused_parameters
 from engram_contract.policy import Plan
 from engram_contract.spec import CacheProvider, ClusterSpec, LabelSelector, ReclaimPolicy, TenantSpec
-from engram_contract.spec_parts import LocalCache, Resources, Storage
+from engram_contract.spec_parts import LocalCache, Resources, Scheduling, Storage, UpdatePolicy
 from engram_contract.spec_tenant import QuotaSpec, Watchdog
 
 
@@ -43,6 +43,7 @@ HONOURED: Final = frozenset(
         "MemoryCluster.shardOverrides.residency",
         "MemoryCluster.postgres.version",
         "MemoryCluster.postgres.parameters",
+        "MemoryCluster.postgres.tls.enabled",  # Postgres listens on this machine's loopback alone
         # Refused where they are set: see localplan.check_manifests.
         "MemoryCluster.provider",
         "MemoryCluster.external",
@@ -64,6 +65,17 @@ CLUSTER_GAPS: Final = (
         ("postgres.resources",),
         lambda spec: spec.postgres.resources != Resources(),
         "no CPU or memory is set aside or limited",
+    ),
+    ClusterGap(
+        ("postgres.image",),
+        lambda spec: spec.postgres.image is not None,
+        "Postgres comes from a Python package, not an image",
+    ),
+    ClusterGap(("scheduling",), lambda spec: spec.scheduling != Scheduling(), "there is only this machine"),
+    ClusterGap(
+        ("updatePolicy",),
+        lambda spec: spec.update_policy is not UpdatePolicy.ON_CHANGE,
+        "a newer version comes with the next start",
     ),
     ClusterGap(("pooler",), lambda spec: spec.pooler.enabled, "there is no PgBouncer: sidecars connect to Postgres"),
     ClusterGap(

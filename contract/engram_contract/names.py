@@ -22,6 +22,26 @@ PROTECTED_LABEL: Final = f"{GROUP}/protected"
 INJECTED_LABEL: Final = f"{GROUP}/injected"  # set by the injector: what watches and selects pods with a sidecar
 SIDECAR_HASH_ANNOTATION: Final = f"{GROUP}/sidecar-hash"  # which sidecar was injected, as a digest of its container
 
+# On every object that the operator makes. MANAGED_BY selects what it watches; Patroni's own ConfigMaps have only the
+# cluster and the shard, because they change with every beat of its heart.
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "engram-operator"
+CLUSTER_LABEL: Final = f"{GROUP}/cluster"
+SHARD_LABEL: Final = f"{GROUP}/shard"
+TENANT_LABEL: Final = f"{GROUP}/tenant"
+ROLE_LABEL: Final = "role"  # written by Patroni on the pods of a shard: primary or replica
+PRIMARY_ROLE: Final = "primary"
+APPLIED_ANNOTATION: Final = f"{GROUP}/applied"  # the digest of the manifest that was applied last
+
+# What a user may ask of a cluster beside its spec: a new value is a new request.
+ROTATE_ANNOTATION: Final = f"{GROUP}/rotate-credentials"
+UPDATE_ANNOTATION: Final = f"{GROUP}/update"
+
+POSTGRES_PORT: Final = 5432
+POOLER_PORT: Final = 6432
+PATRONI_PORT: Final = 8008
+REDIS_PORT: Final = 6379
+
 # Outside the ranges of other sidecars (3500, 4140-4191, 9090, 15000-15090, 50001): both may stand in one pod.
 HTTP_PORT: Final = 7711
 ADMIN_PORT: Final = 7712

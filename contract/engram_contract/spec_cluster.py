@@ -23,7 +23,18 @@ from engram_contract.shardmap import (
     ShardState,
     Strategy,
 )
-from engram_contract.spec_parts import Access, Backup, Cache, Pooler, Postgres, SecretKeyRef, Storage, Sweeps
+from engram_contract.spec_parts import (
+    Access,
+    Backup,
+    Cache,
+    Pooler,
+    Postgres,
+    Scheduling,
+    SecretKeyRef,
+    Storage,
+    Sweeps,
+    UpdatePolicy,
+)
 
 # Pods and Services are called <cluster>-<shard>-<what>, and the longest of these must stay a label: 63 characters.
 MAX_CLUSTER_NAME_CHARS: Final = 40
@@ -79,6 +90,8 @@ class ClusterSpec:
     external: Annotated[tuple[ExternalShard, ...], Items(Section(ExternalShard), MAX_SHARDS, key="id")] = ()
     storage: Storage = field(default_factory=Storage)
     postgres: Postgres = field(default_factory=Postgres)
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    update_policy: UpdatePolicy = UpdatePolicy.ON_CHANGE
     pooler: Pooler = field(default_factory=Pooler)
     cache: Cache = field(default_factory=Cache)
     backup: Backup = field(default_factory=Backup)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final
 
-from engram_contract.kinds import Bytes, Cpu, Duration, OneOf, Pairs, Schedule, Text, Whole
+from engram_contract.kinds import Bytes, Cpu, Duration, Items, OneOf, Pairs, Schedule, Text, Whole
+from engram_contract.parse import Section
 from engram_contract.policy import DAY_S, HTTP_URL, SUBDOMAIN
 from engram_contract.resource import BadSpec
-from engram_contract.selector import LabelSelector
+from engram_contract.selector import LABEL_KEY, LABEL_VALUE, MAX_LABELS, LabelSelector
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
@@ -19,6 +20,7 @@ TIB: Final = 1 << 40
 
 VOLUME: Final = Bytes(256 * MIB, 64 * TIB)  # below, Postgres' own WAL fills the volume
 MEMORY: Final = Bytes(16 * MIB, 16 * TIB)
+IMAGE: Final = Text(512, r"^[a-z0-9][-._:/@A-Za-z0-9]*$", "the reference of an image")
 SECRET_KEY: Final = Text(253, r"^[-._a-zA-Z0-9]+$", "the key of a Secret")
 
 # Each would change where Postgres listens or keeps its data, what Patroni and replication rest on, what a commit
@@ -68,12 +70,20 @@ class SecretRef:
     name: Annotated[str, SUBDOMAIN]
 
 
+class VolumeReclaim(StrEnum):
+    """What becomes of the volumes when their cluster is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """The volume of each Postgres server of a Managed cluster."""
 
     size_bytes: Annotated[int, VOLUME] = 10 * GIB
     storage_class_name: Annotated[str | None, SUBDOMAIN] = None
+    reclaim_policy: VolumeReclaim = VolumeReclaim.RETAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +117,19 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Encryption between Postgres and its clients, with certificates of the cluster's own CA."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Postgres:
-    """The database engine of a Managed cluster."""
+    """The database engine of a Managed cluster. Without an image it is the operator's."""
 
     version: Annotated[int, OneOf((16, 18))] = 18
+    image: Annotated[str | None, IMAGE] = None
+    tls: Tls = field(default_factory=Tls)
     resources: Resources = field(default_factory=Resources)
     parameters: Annotated[
         tuple[tuple[str, str], ...],
@@ -221,3 +240,55 @@ class Access:
     """Which namespaces beside the cluster's own may have tenants; None is no other."""
 
     namespace_selector: LabelSelector | None = None
+
+
+class AntiAffinity(StrEnum):
+    """Whether two members of a shard may run on one node."""
+
+    PREFERRED = "Preferred"
+    REQUIRED = "Required"
+
+
+class TolerationOperator(StrEnum):
+    """How a taint is compared with the toleration."""
+
+    EQUAL = "Equal"
+    EXISTS = "Exists"
+
+
+class TaintEffect(StrEnum):
+    """What a taint does to pods that do not tolerate it."""
+
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+@dataclass(frozen=True, slots=True)
+class Toleration:
+    """A taint that the pods bear. Without an effect it is every effect of the key."""
+
+    key: Annotated[str, LABEL_KEY]
+    operator: TolerationOperator = TolerationOperator.EQUAL
+    value: Annotated[str | None, LABEL_VALUE] = None
+    effect: TaintEffect | None = None
+
+    def __post_init__(self) -> None:
+        if self.operator is TolerationOperator.EXISTS and self.value is not None:
+            raise BadSpec("value", "Exists takes no value")
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """On which nodes the pods of a Managed cluster run."""
+
+    anti_affinity: AntiAffinity = AntiAffinity.PREFERRED
+    node_selector: Annotated[tuple[tuple[str, str], ...], Pairs(LABEL_KEY, LABEL_VALUE, MAX_LABELS)] = ()
+    tolerations: Annotated[tuple[Toleration, ...], Items(Section(Toleration), 32)] = ()
+
+
+class UpdatePolicy(StrEnum):
+    """When pods get what a newer operator would give them."""
+
+    ON_CHANGE = "OnChange"
+    AUTOMATIC = "Automatic"
