@@ -36,7 +36,8 @@ from engram_contract.policy import Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
 from engram_contract.spec import TenantSpec
 from engram_operator.clients import postgres
-from engram_operator.clients.postgres import Admin, ShardIdentity
+from engram_operator.clients.connection import Admin
+from engram_operator.clients.postgres import ShardIdentity
 from engram_sidecar.app import Sidecar, serving
 from engram_sidecar.settings import Settings
 

@@ -14,9 +14,9 @@ from engram_cli.errors import Misuse
 from engram_cli.pgsettings import HOST
 from engram_cli.state import LocalState, ShardRecord, TenantRecord
 from engram_contract import names
-from engram_contract.policy import Isolation
-from engram_contract.shardmap import NoActiveShard, Node, Shard, ShardMap, Strategy, first_map, restated
+from engram_contract.shardmap import NoActiveShard, Node, Shard, ShardMap, Strategy, first_map
 from engram_contract.spec import ClusterSpec, Provider, TenantSpec
+from engram_operator.plan import maps
 
 PORT_STEP: Final = 10  # room between two tenants' ports for what a sidecar may open later
 HIGHEST_PORT: Final = 65_535
@@ -127,27 +127,19 @@ def plan_shard(seen: ShardSeen) -> Start:
     return Start.RESTART if seen.settings_changed else Start.ADOPT
 
 
-def tenant_database(role: str, isolation: Isolation) -> str:
-    """The database of a tenant on each shard: its own if Strict, else the one that tenants share."""
-    return role if isolation is Isolation.STRICT else names.SHARED_DATABASE
-
-
 def plan_map(tenant: TenantSpec, cluster: ClusterSpec, ports: Mapping[str, int], known: Iterable[ShardMap]) -> ShardMap:
     """The tenant's map: its first one, or the newest known one with what is true of the shards now.
 
     Raises Misuse if no shard may take the tenant's memories.
     """
     role = names.tenant_role(tenant.namespace, tenant.name)
-    database = tenant_database(role, tenant.isolation)
+    database = maps.tenant_database(role, tenant.isolation)
     shards = tuple(
         Shard(each.id, database, (Node(each.id, HOST, ports[each.id]),), each.weight, each.state, each.residency)
         for each in cluster.shards
     )
-    newest = max(known, key=lambda each: each.epoch, default=None)
     try:
-        if newest is None:
-            return first_map(role, cluster.strategy, shards, tenant.residency)
-        return restated(newest, shards, tenant.residency)
+        return maps.plan_map(role, cluster.strategy, shards, tenant.residency, known)
     except NoActiveShard as error:
         raise Misuse(f"tenant {_label(tenant)}: spec.residency: {error}") from error
 

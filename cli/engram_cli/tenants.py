@@ -16,7 +16,7 @@ from typing import Final
 
 from engram_cli.datadir import PRIVATE_DIRECTORY_MODE, DataDir, make_directory, write_atomic
 from engram_cli.errors import Failure
-from engram_cli.localplan import plan_map, shares_differ, tenant_database
+from engram_cli.localplan import plan_map, shares_differ
 from engram_cli.pgsettings import HOST
 from engram_cli.server import SUPERUSER
 from engram_cli.state import LocalState, ShardRecord
@@ -24,8 +24,10 @@ from engram_contract import names
 from engram_contract.shardmap import BadMap, ShardMap
 from engram_contract.spec import ClusterSpec, TenantSpec
 from engram_operator.clients import postgres
-from engram_operator.clients.postgres import Admin, ShardIdentity
+from engram_operator.clients.connection import Admin
+from engram_operator.clients.postgres import ShardIdentity
 from engram_operator.errors import FenceBusy, OperatorError
+from engram_operator.plan.maps import tenant_database
 from engram_operator.plan.migrations import MigrationConflict
 
 FENCE_ATTEMPTS: Final = 5  # each waits two seconds for writers of a sidecar that runs on its own

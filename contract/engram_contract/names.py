@@ -28,10 +28,12 @@ MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "engram-operator"
 CLUSTER_LABEL: Final = f"{GROUP}/cluster"
 SHARD_LABEL: Final = f"{GROUP}/shard"
+SCOPE_LABEL: Final = f"{GROUP}/scope"  # a shard's members and Patroni's ConfigMaps, and nothing else of the shard
 TENANT_LABEL: Final = f"{GROUP}/tenant"
 ROLE_LABEL: Final = "role"  # written by Patroni on the pods of a shard: primary or replica
 PRIMARY_ROLE: Final = "primary"
 APPLIED_ANNOTATION: Final = f"{GROUP}/applied"  # the digest of the manifest that was applied last
+SHAPE_ANNOTATION: Final = f"{GROUP}/shape"  # on a StatefulSet: what its pods and claims were made from
 
 # What a user may ask of a cluster beside its spec: a new value is a new request.
 ROTATE_ANNOTATION: Final = f"{GROUP}/rotate-credentials"
@@ -63,6 +65,11 @@ ENV_WEBHOOK_PORT: Final = "ENGRAM_WEBHOOK_PORT"
 ENV_SIDECAR_IMAGE: Final = "ENGRAM_SIDECAR_IMAGE"
 ENV_SIDECAR_PULL_POLICY: Final = "ENGRAM_SIDECAR_PULL_POLICY"
 ENV_SIDECAR_RESOURCES: Final = "ENGRAM_SIDECAR_RESOURCES"
+ENV_POSTGRES_IMAGE: Final = "ENGRAM_POSTGRES_IMAGE"
+ENV_REDIS_IMAGE: Final = "ENGRAM_REDIS_IMAGE"
+ENV_PULL_POLICY: Final = "ENGRAM_PULL_POLICY"
+ENV_PULL_SECRETS: Final = "ENGRAM_PULL_SECRETS"  # names, separated by commas
+ENV_OPERATOR_LABELS: Final = "ENGRAM_OPERATOR_LABELS"  # of the operator's own pods: name=value, separated by commas
 CONTROL_ADMIN_PORT: Final = 8080
 WEBHOOK_PORT: Final = 9443
 WEBHOOK_PATH: Final = "/mutate"

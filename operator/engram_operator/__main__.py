@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from engram_operator.app import run_operator
-from engram_operator.errors import BadSettings, LostLease, PortTaken
+from engram_operator.errors import BadSettings, DeafWatch, LostLease, PortTaken
 from engram_operator.injector import run_injector
 from engram_operator.logs import log_json
 from engram_operator.settings import InjectorSettings, OperatorSettings
@@ -51,8 +51,9 @@ def main() -> int:
     except (BadSettings, PortTaken) as error:
         sys.stderr.write(f"engram-operator: {error}\n")
         return 1
-    except LostLease as error:
-        logging.getLogger("engram_operator").critical("lease lost", extra={"reason": str(error)})
+    except (LostLease, DeafWatch) as error:
+        said = "lease lost" if isinstance(error, LostLease) else "a watch is deaf"
+        logging.getLogger("engram_operator").critical(said, extra={"reason": str(error)})
         return 1
     return 0
 

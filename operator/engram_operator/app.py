@@ -8,21 +8,33 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Final
 
+from engram_contract.names import CLUSTER_KIND, TENANT_KIND
 from engram_operator.admin import Probes, serving_probes
 from engram_operator.certificates import CertificateKeeper, PublicationWatch
-from engram_operator.clients.kube import CRDS, Kube, connected
+from engram_operator.clients.kube import CRDS, Kube, connected, fetch_access
 from engram_operator.clients.leases import Leases
-from engram_operator.errors import ApiError, ApiNotFound
+from engram_operator.controller import Controller
+from engram_operator.errors import ApiError, ApiNotFound, LostLease
+from engram_operator.events import Recorder
+from engram_operator.hearing import Hearing
 from engram_operator.leadership import Leadership
 from engram_operator.life import boot_clock, until_one_ends
 from engram_operator.metrics import OperatorMetrics
+from engram_operator.plan.hearing import Watched
 from engram_operator.plan.readiness import OUR_CRDS, OperatorSeen, crd_fault, liveness_fault, operator_fault
+from engram_operator.reconcile.cluster import ClusterReconciler
+from engram_operator.reconcile.tenant import TenantReconciler
 from engram_operator.settings import OperatorSettings
+from engram_operator.triggers import WATCHED, Triggers
+from engram_operator.watching import run_watches
+from engram_operator.workqueue import WorkQueue
 
 LOOK_S: Final = 10.0
+WORKERS: Final = 8  # reconciles at a time: each mostly waits for answers
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +66,49 @@ class CrdWatch:
             return crd_fault(name, None)
 
 
+class Runtime:
+    """What reconciles while we lead: the watches, the proof that they hear, the queue and its workers."""
+
+    def __init__(
+        self, settings: OperatorSettings, kubeconfig: str, kube: Kube, leadership: Leadership, metrics: OperatorMetrics
+    ) -> None:
+        self._kubeconfig = kubeconfig
+        self._leadership = leadership
+        pod_name = settings.identity.pod_name
+        recorder = Recorder(kube, time.time, pod_name, self._check, metrics.count_event_dropped)
+        clusters = ClusterReconciler(kube, leadership, settings.site, recorder)
+        tenants = TenantReconciler(kube, leadership)
+        self._queue = WorkQueue(boot_clock)
+        reconcilers = {CLUSTER_KIND: clusters.reconcile, TENANT_KIND: tenants.reconcile}
+        self._controller = Controller(self._queue, reconcilers, self._check, metrics, boot_clock)
+        self._triggers = Triggers(self._queue.add)
+        self.hearing = Hearing(kube, WATCHED, self._triggers.miss, boot_clock)
+        for watched, proof in self.hearing.proofs.items():
+            metrics.show_watch_age(str(watched), proof.age_s)
+
+    async def run(self) -> None:
+        """Waits until we lead, then reconciles for ever. Raises LostLease, DeafWatch."""
+        await self._leadership.led.wait()
+        access = partial(fetch_access, self._kubeconfig)
+        await until_one_ends(
+            [run_watches(WATCHED, access, self._hear), self.hearing.run(), self._controller.run(WORKERS)]
+        )
+
+    def _hear(self, watched: Watched, event: str | None, manifest: Mapping[str, Any]) -> None:
+        self.hearing.hear(watched, event, manifest)
+        self._triggers.hear(watched, event, manifest)
+
+    def _check(self) -> float:
+        term = self._leadership.term
+        if term is None:
+            raise LostLease("this process does not lead")
+        return term.check()
+
+
 class Operator:
     """One operator process, put together."""
 
-    def __init__(self, settings: OperatorSettings, kube: Kube, metrics: OperatorMetrics) -> None:
+    def __init__(self, settings: OperatorSettings, kubeconfig: str, kube: Kube, metrics: OperatorMetrics) -> None:
         identity = settings.identity
         self.kube = kube
         self.metrics = metrics
@@ -72,20 +123,23 @@ class Operator:
             else None
         )
         self.publication = PublicationWatch(kube, identity.namespace, settings.webhook) if settings.webhook else None
+        self.runtime = Runtime(settings, kubeconfig, kube, self.leadership, metrics)
 
     def probes(self) -> Probes:
         """What this process tells of itself."""
         return Probes(
-            liveness_fault=lambda: liveness_fault(boot_clock() - self.leadership.ticked_s),
+            liveness_fault=lambda: (
+                liveness_fault(boot_clock() - self.leadership.ticked_s) or self.runtime.hearing.fault
+            ),
             readiness_fault=lambda: operator_fault(self._seen()),
             render_metrics=self._render,
         )
 
     def loops(self) -> list[Coroutine[Any, Any, object]]:
-        """What runs until the end. The election is the only one that ends by itself, by raising LostLease."""
+        """What runs until the end: only a lost Lease or a deaf watch ends one of them, by what it raises."""
         kept = [self.keeper.run(self.leadership)] if self.keeper else []
         watched = [self.publication.run()] if self.publication else []
-        return [self.leadership.run(), self.crds.run(), *kept, *watched]
+        return [self.leadership.run(), self.crds.run(), self.runtime.run(), *kept, *watched]
 
     def _seen(self) -> OperatorSeen:
         answered_s = self.kube.answered_s
@@ -105,10 +159,13 @@ class Operator:
 async def run_operator(
     settings: OperatorSettings, kubeconfig: str, stop: asyncio.Event, on_ready: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Runs until `stop`. Raises LostLease, BadSettings, PortTaken; `on_ready` is told the port of the probes."""
+    """Runs until `stop`; `on_ready` is told the port of the probes.
+
+    Raises LostLease, DeafWatch, BadSettings, PortTaken.
+    """
     metrics = OperatorMetrics()
     async with connected(kubeconfig, metrics.count_request, boot_clock) as kube:
-        operator = Operator(settings, kube, metrics)
+        operator = Operator(settings, kubeconfig, kube, metrics)
         async with serving_probes(operator.probes(), settings.identity.admin_port) as port:
             log.info("operator started", extra={"admin_port": port, "injector": operator.keeper is not None})
             on_ready(port)

@@ -75,7 +75,7 @@ class CertificateKeeper:
         now_s = self._wall_clock()
         step = plan_certificates(stored, x509.fingerprints(published), self._webhook.dns_names, now_s)
         if step is not Step.KEEP:
-            data = _changed(step, data, published, self._webhook.dns_names, now_s)
+            data = changed_certificates(step, data, published, self._webhook.dns_names, now_s)
             await self._write_secret(term, secret, data)
             log.info("certificates changed", extra={"step": step.value, "secret": self._webhook.tls_secret})
         self._metrics.set_certificate_expiry(x509.read_served(data).not_after_s)
@@ -171,7 +171,7 @@ def _client_config(webhook: Mapping[str, Any]) -> Mapping[str, Any]:
     return webhook.get("clientConfig") or {}
 
 
-def _changed(
+def changed_certificates(
     step: Step, data: Mapping[str, bytes], published: bytes, dns_names: tuple[str, ...], now_s: float
 ) -> dict[str, bytes]:
     """The Secret's data after a step."""

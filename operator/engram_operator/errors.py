@@ -2,12 +2,16 @@
 
 OperatorError
 ├── DatabaseUnreachable   wait and try again
+├── LoginRefused          try the other password; if there is none, tell the user
 ├── ForeignDatabase       never touch it; tell the user
 ├── StaleEpoch            somebody published a newer map: read it and plan anew
 ├── FenceBusy             writers hold the tenant's lock: try again
+├── BadDsn                the user must mend a Secret
+├── NameTaken             an object of this name is somebody else's: tell the user, never touch it
 ├── BadSettings           the process cannot start: mend the named variable
 ├── PortTaken             the process cannot start: choose another port
 ├── LostLease             stop writing at once and end the process: another replica may lead
+├── DeafWatch             end the process: a new one lists and watches anew
 ├── BadCertificate        the stored certificates are of no use: make new ones
 ├── BadReview             400: what came is no AdmissionReview
 ├── TooBusy               503: there is no memory for one more review
@@ -27,6 +31,10 @@ class DatabaseUnreachable(OperatorError):
     """No answer from the database: it may come back."""
 
 
+class LoginRefused(OperatorError):
+    """The database does not take this login."""
+
+
 class ForeignDatabase(OperatorError):
     """The database belongs to somebody or something else, so nothing in it was changed."""
 
@@ -37,6 +45,14 @@ class StaleEpoch(OperatorError):
 
 class FenceBusy(OperatorError):
     """The tenant's writers did not leave the fence's lock in time; nothing was changed."""
+
+
+class BadDsn(OperatorError):
+    """The Secret of an External shard holds no DSN that can be used. The message never repeats it."""
+
+
+class NameTaken(OperatorError):
+    """An object that we would make is there already and is not ours."""
 
 
 class BadSettings(OperatorError):
@@ -53,6 +69,10 @@ class PortTaken(OperatorError):
 
 class LostLease(OperatorError):
     """This process does not lead any more, or cannot prove that it does."""
+
+
+class DeafWatch(OperatorError):
+    """A watch does not deliver what the API server has, or it broke; the message names the resource."""
 
 
 class BadCertificate(OperatorError):
@@ -72,7 +92,9 @@ class ApiError(OperatorError):
 
 
 class ApiUnavailable(ApiError):
-    """No answer in time, no connection, or an answer that says: not now."""
+    """No answer in time, no connection, or an answer that says: not now; `retry_after_s` if it says for how long."""
+
+    retry_after_s = 0.0
 
 
 class ApiNotFound(ApiError):

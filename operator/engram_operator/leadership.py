@@ -69,7 +69,7 @@ class Term:
 class Leadership:
     """One candidate. `clock` must go on while the machine sleeps; `identity` belongs to this process alone.
 
-    `term` is there from when we lead; `ticked_s` is when the loop last ran.
+    `term` is there from when we lead, which `led` tells; `ticked_s` is when the loop last ran.
     """
 
     def __init__(self, leases: LeaseAccess, identity: str, clock: Callable[[], float]) -> None:
@@ -79,6 +79,7 @@ class Leadership:
         self._seen: Observation | None = None
         self._followed = ""
         self.term: Term | None = None
+        self.led = asyncio.Event()
         self.ticked_s = clock()
 
     def is_leader(self) -> bool:
@@ -127,6 +128,7 @@ class Leadership:
         sent_s = self._clock()  # before the write: it is no older than this
         await self._leases.write(decision.over, self._identity, CALL_TIMEOUT_S)
         self.term = Term(self._clock, sent_s + TERM_S)
+        self.led.set()
         log.info("leading", extra={"identity": self._identity})
         return RENEW_S
 

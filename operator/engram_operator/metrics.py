@@ -1,5 +1,6 @@
 """Every metric of the control plane, declared once. Labels are verbs, codes and outcomes, never a name of an object."""
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -10,6 +11,8 @@ REVIEW_RESULTS: Final = ("injected", "unchanged", "warned", "bad", "error")
 ReviewResult = Literal["injected", "unchanged", "warned", "bad", "error"]
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
 _BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+# A run is some calls to the API server and to databases: from a few ms to the deadlines of several of them.
+_RUN_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class ApiMetrics:
@@ -45,9 +48,53 @@ class OperatorMetrics(ApiMetrics):
             registry=self.registry,
         )
 
+        self._depth = Gauge(
+            "engram_operator_queue_depth", "Keys that are due and not yet taken.", registry=self.registry
+        )
+        self._oldest = Gauge(
+            "engram_operator_queue_oldest_seconds",
+            "For how long the oldest of the due keys waits; 0 if none does.",
+            registry=self.registry,
+        )
+        self._reconcile = Histogram(
+            "engram_operator_reconcile_seconds",
+            "Time of one run by kind and result; failed is an expected error, error is a fault of ours.",
+            ("kind", "result"),
+            buckets=_RUN_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._watch_age = Gauge(
+            "engram_operator_watch_age_seconds",
+            "Since when the watch of a resource has delivered nothing and was not proved to hear everything.",
+            ("resource",),
+            registry=self.registry,
+        )
+        self._events_dropped = Counter(
+            "engram_operator_events_dropped",
+            "Events that were not written because there were too many of their object.",
+            registry=self.registry,
+        )
+
     def set_leader(self, *, is_leader: bool) -> None:
         """Whether this process leads."""
         self._leader.set(is_leader)
+
+    def show_queue(self, depth: Callable[[], int], oldest_s: Callable[[], float]) -> None:
+        """From now on each scrape asks these two."""
+        self._depth.set_function(depth)
+        self._oldest.set_function(oldest_s)
+
+    def show_watch_age(self, resource: str, age_s: Callable[[], float]) -> None:
+        """From now on each scrape asks how old the last sign of life of this watch is."""
+        self._watch_age.labels(resource).set_function(age_s)
+
+    def observe_reconcile(self, kind: str, result: str, seconds: float) -> None:
+        """Counts one run of a reconciler."""
+        self._reconcile.labels(kind, result).observe(seconds)
+
+    def count_event_dropped(self) -> None:
+        """Counts one Event that was not written."""
+        self._events_dropped.inc()
 
     def set_certificate_expiry(self, not_after_s: float) -> None:
         """When the certificate in the Secret ends (Unix seconds)."""

@@ -12,7 +12,12 @@ from engram_contract.names import (
     ENV_ADMIN_PORT,
     ENV_LEASE,
     ENV_NAMESPACE,
+    ENV_OPERATOR_LABELS,
     ENV_POD_NAME,
+    ENV_POSTGRES_IMAGE,
+    ENV_PULL_POLICY,
+    ENV_PULL_SECRETS,
+    ENV_REDIS_IMAGE,
     ENV_SIDECAR_IMAGE,
     ENV_SIDECAR_PULL_POLICY,
     ENV_SIDECAR_RESOURCES,
@@ -25,6 +30,7 @@ from engram_contract.names import (
 from engram_contract.quantities import bytes_of, millicores_of
 from engram_operator.errors import BadSettings
 from engram_operator.injection import Sidecar
+from engram_operator.manifests.site import Site
 
 HIGHEST_PORT: Final = 65_535
 AMOUNTS: Final = {"cpu": millicores_of, "memory": bytes_of, "ephemeral-storage": bytes_of}
@@ -67,6 +73,7 @@ class OperatorSettings:
     identity: Identity
     lease_name: str
     webhook: Webhook | None
+    site: Site
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "OperatorSettings":
@@ -76,6 +83,7 @@ class OperatorSettings:
             identity=identity,
             lease_name=_name(environ, ENV_LEASE, SUBDOMAIN_PATTERN),
             webhook=_webhook(environ, identity.namespace) if environ.get(ENV_WEBHOOK_CONFIG) else None,
+            site=_site(environ, identity.namespace),
         )
 
 
@@ -98,7 +106,7 @@ class InjectorSettings:
             tls_secret=_name(environ, ENV_TLS_SECRET, SUBDOMAIN_PATTERN),
             sidecar=Sidecar(
                 image=_text(environ, ENV_SIDECAR_IMAGE),
-                pull_policy=_pull_policy(environ),
+                pull_policy=_pull_policy(environ, ENV_SIDECAR_PULL_POLICY),
                 resources=_resources(environ),
             ),
             webhook_port=_port(environ, ENV_WEBHOOK_PORT, WEBHOOK_PORT),
@@ -112,6 +120,24 @@ def _webhook(environ: Mapping[str, str], namespace: str) -> Webhook:
         config_name=_name(environ, ENV_WEBHOOK_CONFIG, SUBDOMAIN_PATTERN),
         dns_names=(f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"),
     )
+
+
+def _site(environ: Mapping[str, str], namespace: str) -> Site:
+    pairs = [each.partition("=") for each in _words(environ, ENV_OPERATOR_LABELS)]
+    if not pairs or any(not (name and value) for name, _, value in pairs):
+        raise BadSettings(f"{ENV_OPERATOR_LABELS} must be labels as name=value, separated by commas")
+    return Site(
+        namespace=namespace,
+        operator_labels=tuple((name, value) for name, _, value in pairs),
+        postgres_image=_text(environ, ENV_POSTGRES_IMAGE),
+        redis_image=_text(environ, ENV_REDIS_IMAGE),
+        image_pull_policy=_pull_policy(environ, ENV_PULL_POLICY),
+        image_pull_secrets=tuple(_words(environ, ENV_PULL_SECRETS)),
+    )
+
+
+def _words(environ: Mapping[str, str], name: str) -> list[str]:
+    return [word.strip() for word in environ.get(name, "").split(",") if word.strip()]
 
 
 def _text(environ: Mapping[str, str], name: str) -> str:
@@ -136,10 +162,10 @@ def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _pull_policy(environ: Mapping[str, str]) -> str:
-    text = environ.get(ENV_SIDECAR_PULL_POLICY) or "IfNotPresent"
+def _pull_policy(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name) or "IfNotPresent"
     if text not in PULL_POLICIES:
-        raise BadSettings(f"{ENV_SIDECAR_PULL_POLICY} must be one of {', '.join(PULL_POLICIES)}, not {text[:20]!r}")
+        raise BadSettings(f"{name} must be one of {', '.join(PULL_POLICIES)}, not {text[:20]!r}")
     return text
 
 

@@ -28,7 +28,7 @@ from engram_sidecar.errors import BadConfig, PortTaken
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.routing import primary
 from engram_sidecar.settings import Settings
-from engram_sidecar.store import Credentials, Store
+from engram_sidecar.store import Credentials, Store, is_bundle
 from engram_sidecar.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -83,15 +83,17 @@ def _read(path: Path) -> str:
 def _parse_credentials(text: str) -> Credentials:
     try:
         document = json.loads(text)
-        role, passwords = document["role"], document["passwords"]
-        is_good = isinstance(role, str) and passwords and all(isinstance(password, str) for password in passwords)
+        role, passwords, trusted = document["role"], document["passwords"], document.get("ca", "")
+        is_good = isinstance(role, str) and passwords and all(isinstance(text, str) for text in (*passwords, trusted))
     except (ValueError, TypeError, KeyError) as error:
         reason = f'{CREDENTIALS_FILE}: must be {{"role": ..., "passwords": [...]}}'
         raise BadConfig(reason) from error
     if not is_good:
         reason = f"{CREDENTIALS_FILE}: needs a role and at least one password, all strings"
         raise BadConfig(reason)
-    return Credentials(role, tuple(passwords))
+    if trusted and not is_bundle(trusted):
+        raise BadConfig(f"{CREDENTIALS_FILE}: ca holds no certificates in PEM")
+    return Credentials(role, tuple(passwords), trusted)
 
 
 @asynccontextmanager

@@ -8,10 +8,11 @@ Promises
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import asyncpg
 
@@ -48,10 +49,14 @@ class Collision(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The tenant's login. During a rotation both passwords are there and one of them is right."""
+    """The tenant's login. During a rotation both passwords are there and one of them is right.
+
+    With `trusted`, CAs as PEM, a server must prove its name; without, nothing is encrypted unless the server wants it.
+    """
 
     role: str
     passwords: tuple[str, ...]
+    trusted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,9 @@ class Store:
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
+        self._ssl: ssl.SSLContext | Literal["prefer"] = "prefer"
+        if credentials.trusted:
+            self._ssl = ssl.create_default_context(cadata=credentials.trusted)
         self._pools: dict[Place, asyncpg.Pool[Row]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -101,6 +109,7 @@ class Store:
                 port=place.node.port,
                 database=place.database,
                 user=self._credentials.role,
+                ssl=self._ssl,
                 timeout=CONNECT_TIMEOUT_S,
                 # The fence needs READ COMMITTED, whatever the role's own default was set to.
                 server_settings={
@@ -266,6 +275,15 @@ def _short(error: BaseException) -> str:
             return "connection refused"
         case _:
             return "connection lost"
+
+
+def is_bundle(text: str) -> bool:
+    """Whether the text holds certificates in PEM."""
+    try:
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
 
 
 def to_memory(row: Row) -> Memory:

@@ -17,7 +17,8 @@ from typing import Any, Final
 from engram_contract import names
 from engram_contract.shardmap import Node, Shard, Strategy, first_map
 from engram_operator.clients import postgres
-from engram_operator.clients.postgres import Admin, ShardIdentity
+from engram_operator.clients.connection import Admin
+from engram_operator.clients.postgres import ShardIdentity
 from tests.e2e import shards
 from tests.e2e.cluster import Cluster
 from tests.e2e.releases import image

@@ -86,7 +86,8 @@ async def test_a_killed_migration_is_taken_up_by_the_next_run(servers: tuple[Rea
     reference = await catalog(server, "reference")
     script = textwrap.dedent(f"""
         import asyncio, sys
-        from engram_operator.clients.postgres import Admin, ShardIdentity, migrate
+        from engram_operator.clients.connection import Admin
+        from engram_operator.clients.postgres import ShardIdentity, migrate
         admin = Admin("127.0.0.1", {server.admin.port}, "postgres", {PASSWORD!r})
         print("started", flush=True)
         asyncio.run(migrate(admin, sys.argv[1], ShardIdentity({CLUSTER!r}, "s0")))
@@ -175,7 +176,7 @@ async def test_a_database_of_another_version_is_refused(
 
 
 async def test_a_server_that_is_not_there_is_told_from_one_that_refuses(tmp_path: Path) -> None:
-    from engram_operator.clients.postgres import Admin  # noqa: PLC0415
+    from engram_operator.clients.connection import Admin  # noqa: PLC0415
 
     with pytest.raises(DatabaseUnreachable, match=r"127\.0\.0\.1:1/postgres"):
         await migrate(Admin("127.0.0.1", 1, "postgres", "x"), "any", IDENTITY)

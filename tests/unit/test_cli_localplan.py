@@ -14,6 +14,7 @@ from engram_cli.state import BadState, LocalState, ShardRecord, TenantRecord
 from engram_contract.policy import Isolation
 from engram_contract.shardmap import ShardMap, ShardState
 from engram_contract.spec import ClusterSpec, TenantSpec
+from engram_operator.plan import maps
 
 API = "engram.dev/v1alpha1"
 EXTERNAL = {"id": "s0", "secretRef": {"name": "dsn", "key": "s0"}}
@@ -172,7 +173,7 @@ def test_a_first_map_shares_the_slots_and_names_ports_and_the_tenants_own_databa
 
 @pytest.mark.parametrize(("isolation", "is_own"), [("Strict", True), ("Moderate", False), ("Minimal", False)])
 def test_only_a_strict_tenant_has_a_database_of_its_own(isolation: str, is_own: bool) -> None:
-    assert localplan.tenant_database("t_x", Isolation(isolation)) == ("t_x" if is_own else "engram")
+    assert maps.tenant_database("t_x", Isolation(isolation)) == ("t_x" if is_own else "engram")
 
 
 def test_the_same_manifests_give_the_very_map() -> None:

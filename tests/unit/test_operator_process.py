@@ -17,6 +17,7 @@ from engram_operator.clients.leases import Leases
 from engram_operator.errors import ApiConflict, ApiUnavailable, BadSettings, LostLease
 from engram_operator.life import until_one_ends
 from engram_operator.logs import JsonLines
+from engram_operator.manifests.site import Site
 from engram_operator.metrics import InjectorMetrics, OperatorMetrics
 from engram_operator.plan.lease import MAX_LEASE_S, stands_s
 from engram_operator.plan.readiness import (
@@ -42,16 +43,42 @@ OPERATOR = POD | {
 INJECTOR = POD | {names.ENV_TLS_SECRET: "engram-injector-tls", names.ENV_SIDECAR_IMAGE: "engram-sidecar:1"}
 
 
+SHARDS = {
+    names.ENV_POSTGRES_IMAGE: "engram-postgres:1",
+    names.ENV_REDIS_IMAGE: "redis:8",
+    names.ENV_OPERATOR_LABELS: "app=engram,part=operator",
+    names.ENV_PULL_SECRETS: "one, two",
+}
+
+
 def test_the_operators_environment_is_a_value() -> None:
-    settings = OperatorSettings.from_env(OPERATOR)
+    settings = OperatorSettings.from_env(OPERATOR | SHARDS)
+    labels = (("app", "engram"), ("part", "operator"))
+    assert settings.site == Site("engram", labels, "engram-postgres:1", "redis:8", "IfNotPresent", ("one", "two"))
     assert settings.identity == Identity("engram", POD[names.ENV_POD_NAME], 8080)
     assert settings.webhook is not None
     assert settings.webhook.dns_names == ("injector.engram.svc", "injector.engram.svc.cluster.local")
 
 
 def test_without_a_webhook_configuration_there_is_nothing_to_keep() -> None:
-    environ = POD | {names.ENV_LEASE: "engram-operator", names.ENV_WEBHOOK_CONFIG: ""}
+    environ = POD | SHARDS | {names.ENV_LEASE: "engram-operator", names.ENV_WEBHOOK_CONFIG: ""}
     assert OperatorSettings.from_env(environ).webhook is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (names.ENV_POSTGRES_IMAGE, ""),
+        (names.ENV_REDIS_IMAGE, " "),
+        (names.ENV_OPERATOR_LABELS, ""),
+        (names.ENV_OPERATOR_LABELS, "app"),
+        (names.ENV_OPERATOR_LABELS, "app=,part=x"),
+        (names.ENV_PULL_POLICY, "Sometimes"),
+    ],
+)
+def test_what_the_shards_need_is_checked_when_the_operator_starts(name: str, value: str) -> None:
+    with pytest.raises(BadSettings, match=name):
+        OperatorSettings.from_env(OPERATOR | SHARDS | {name: value})
 
 
 def test_the_injectors_environment_has_defaults_for_the_sidecar() -> None:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -22,7 +22,7 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from engram_contract.kinds import SUBDOMAIN_PATTERN
-from engram_contract.names import GROUP, TENANTS, VERSION
+from engram_contract.names import CLUSTERS, GROUP, TENANTS, VERSION
 from engram_operator.errors import ApiConflict, ApiError, ApiNotFound, ApiRefused, ApiUnavailable, BadSettings
 
 CALL_TIMEOUT_S: Final = 10.0  # an API server that takes longer is overloaded, and more patience would not help it
@@ -30,6 +30,8 @@ REASON_CHARS: Final = 200
 NAME_CHARS: Final = 253
 APPLY_TYPE: Final = "application/apply-patch+yaml"  # JSON is YAML
 JSON_PATCH_TYPE: Final = "application/json-patch+json"
+METADATA_TYPE: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+CHUNK: Final = 500  # objects per answer, as kubectl asks for them
 # 429 and 5xx pass; 408 and 504 are the server's own timeouts.
 UNAVAILABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -42,6 +44,11 @@ class Resource:
 
     prefix: str
     plural: str
+
+    @property
+    def api_version(self) -> str:
+        """As a manifest has it; the items of a list have none."""
+        return self.prefix.removeprefix("/apis/").removeprefix("/api/")
 
     def path(self, namespace: str | None, name: str | None = None) -> str:
         """The path of the collection, or of one object. Raises ValueError for what is no name."""
@@ -58,7 +65,27 @@ LEASES: Final = Resource("/apis/coordination.k8s.io/v1", "leases")
 SECRETS: Final = Resource("/api/v1", "secrets")
 WEBHOOK_CONFIGS: Final = Resource("/apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
 CRDS: Final = Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions")
+EVENTS: Final = Resource("/apis/events.k8s.io/v1", "events")
 MEMORY_TENANTS: Final = Resource(f"/apis/{GROUP}/{VERSION}", TENANTS)
+
+
+MEMORY_CLUSTERS: Final = Resource(f"/apis/{GROUP}/{VERSION}", CLUSTERS)
+NAMESPACES: Final = Resource("/api/v1", "namespaces")
+STORAGE_CLASSES: Final = Resource("/apis/storage.k8s.io/v1", "storageclasses")
+# What a cluster is made of, by the kind in a manifest.
+OWNED: Final = {
+    "ConfigMap": Resource("/api/v1", "configmaps"),
+    "NetworkPolicy": Resource("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "PersistentVolumeClaim": Resource("/api/v1", "persistentvolumeclaims"),
+    "Pod": Resource("/api/v1", "pods"),
+    "PodDisruptionBudget": Resource("/apis/policy/v1", "poddisruptionbudgets"),
+    "Role": Resource("/apis/rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": Resource("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Secret": SECRETS,
+    "Service": Resource("/api/v1", "services"),
+    "ServiceAccount": Resource("/api/v1", "serviceaccounts"),
+    "StatefulSet": Resource("/apis/apps/v1", "statefulsets"),
+}
 
 
 def _checked(name: str) -> str:
@@ -77,6 +104,7 @@ class _Call:
     query: tuple[tuple[str, str], ...] = ()
     body: Any = None
     content_type: str = "application/json"
+    accept: str = "application/json"
 
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
@@ -107,6 +135,47 @@ class Kube:
         answer = await self._send(call, timeout_s)
         return list(answer.get("items") or ())
 
+    async def fetch_labelled(
+        self, resource: Resource, namespace: str | None, selector: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> list[Manifest]:
+        """Every object that the labels select, in a namespace or in all; without its managedFields."""
+        query: list[tuple[str, str]] = [("limit", str(CHUNK))]
+        query += [("labelSelector", selector)] if selector else []
+        token, found = "", list[Manifest]()
+        while True:
+            rest = [("continue", token)] if token else []
+            answer = await self._send(_Call("list", "GET", resource.path(namespace), (*query, *rest)), timeout_s)
+            for item in answer.get("items") or ():
+                item["metadata"].pop("managedFields", None)
+                found.append(item)
+            token = (answer.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return found
+
+    async def fetch_all(self, resource: Resource, namespace: str | None) -> list[Manifest]:
+        """Every object of a namespace, or of all; without its managedFields."""
+        return await self.fetch_labelled(resource, namespace, "")
+
+    async def fetch_metadata(
+        self, resource: Resource, selector: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> AsyncIterator[Manifest]:
+        """The metadata of every object that the labels select, in all namespaces, as of the first answer.
+
+        Only one answer of CHUNK objects is held at a time; `timeout_s` is for each of them. An ApiRefused on the way
+        may mean that the whole took longer than the server keeps that moment.
+        """
+        query = [("limit", str(CHUNK))] + ([("labelSelector", selector)] if selector else [])
+        token = ""
+        while True:
+            rest = [("continue", token)] if token else []
+            call = _Call("list", "GET", resource.path(None), (*query, *rest), accept=METADATA_TYPE)
+            answer = await self._send(call, timeout_s)
+            for item in answer.get("items") or ():
+                yield item["metadata"]
+            token = (answer.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return
+
     async def create(
         self, resource: Resource, namespace: str | None, manifest: Manifest, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> Manifest:
@@ -131,6 +200,15 @@ class Kube:
         """
         metadata = manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"])
+        query = (("fieldManager", field_manager), ("force", "true"))
+        return await self._send(_Call("patch", "PATCH", path, query, manifest, APPLY_TYPE), timeout_s)
+
+    async def apply_status(
+        self, resource: Resource, manifest: Manifest, field_manager: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Manifest:
+        """As `apply`, of the status subresource: the spec stays. Raises ApiNotFound if the object is gone."""
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"]) + "/status"
         query = (("fieldManager", field_manager), ("force", "true"))
         return await self._send(_Call("patch", "PATCH", path, query, manifest, APPLY_TYPE), timeout_s)
 
@@ -175,7 +253,7 @@ class Kube:
             call.method,
             call.path,
             query_params=list(call.query),
-            header_params={"Accept": "application/json", "Content-Type": call.content_type},
+            header_params={"Accept": call.accept, "Content-Type": call.content_type},
             body=call.body,
             auth_settings=["BearerToken"],
         )
@@ -203,14 +281,40 @@ def _error_of(status: int) -> type[ApiError]:
     return known.get(status, ApiRefused)
 
 
-@asynccontextmanager
-async def connected(
-    kubeconfig: str, count_request: Callable[[str, str], None], clock: Callable[[], float]
-) -> AsyncIterator[Kube]:
-    """The API server that `kubeconfig` names, or without one the cluster's own, as the pod's ServiceAccount.
+@dataclass(frozen=True, slots=True)
+class ApiAccess:
+    """Where the API server is and who we are there, for a client that is not this one. Paths are of PEM files."""
 
-    Raises BadSettings if there is neither.
+    server: str
+    ca_path: str | None = None
+    is_verified: bool = True
+    scheme: str | None = None
+    token: str | None = field(default=None, repr=False)
+    certificate_path: str | None = None
+    private_key_path: str | None = None
+    proxy_url: str | None = None
+
+
+async def fetch_access(kubeconfig: str) -> ApiAccess:
+    """What `connected` would use, read anew from its files: tokens and certificates there are rotated.
+
+    Raises BadSettings.
     """
+    loaded = await _loaded(kubeconfig)
+    scheme, _, token = (loaded.api_key.get("BearerToken") or "").strip().partition(" ")
+    return ApiAccess(
+        server=loaded.host,
+        ca_path=loaded.ssl_ca_cert,
+        is_verified=loaded.verify_ssl,
+        scheme=scheme.capitalize() or None,
+        token=token.strip() or None,
+        certificate_path=loaded.cert_file,
+        private_key_path=loaded.key_file,
+        proxy_url=loaded.proxy,
+    )
+
+
+async def _loaded(kubeconfig: str) -> Configuration:
     configuration = Configuration()
     try:
         if kubeconfig:
@@ -219,7 +323,18 @@ async def connected(
             kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (kube_config.ConfigException, OSError) as error:
         raise BadSettings(f"{'KUBECONFIG' if kubeconfig else 'no KUBECONFIG and not in a cluster'}: {error}") from error
-    client = ApiClient(configuration)
+    return configuration
+
+
+@asynccontextmanager
+async def connected(
+    kubeconfig: str, count_request: Callable[[str, str], None], clock: Callable[[], float]
+) -> AsyncIterator[Kube]:
+    """The API server that `kubeconfig` names, or without one the cluster's own, as the pod's ServiceAccount.
+
+    Raises BadSettings if there is neither.
+    """
+    client = ApiClient(await _loaded(kubeconfig))
     client.user_agent = "engram-operator"
     try:
         yield Kube(client, count_request, clock)

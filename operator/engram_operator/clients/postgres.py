@@ -7,8 +7,6 @@ Promises
 """
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -17,25 +15,12 @@ import asyncpg
 
 from engram_contract.names import TENANT_GROUP_ROLE
 from engram_contract.shardmap import ShardMap
-from engram_operator.errors import DatabaseUnreachable, FenceBusy, ForeignDatabase, StaleEpoch
+from engram_operator.clients.connection import MAINTENANCE_DATABASE, MIGRATION_LOCK, Admin, alone, connection_to, quoted
+from engram_operator.errors import FenceBusy, ForeignDatabase, StaleEpoch
 from engram_operator.plan.migrations import Migration, in_order, plan_migrations
 
-CONNECT_TIMEOUT_S: Final = 10.0
-COMMAND_TIMEOUT_S: Final = 300.0  # a migration on a large table takes minutes, not hours
-LOCK_TIMEOUT_S: Final = 60  # another operator's migrations of a new database take seconds
 FENCE_LOCK_TIMEOUT_MS: Final = 2_000  # writes wait behind a raised fence, so give up before they time out
-MIGRATION_LOCK: Final = 0x656E6772616D  # "engram"
 _ROLE: Final = re.compile(r"t_[0-9a-f]{32}")
-
-
-@dataclass(frozen=True, slots=True)
-class Admin:
-    """A login that may create databases and roles on one shard."""
-
-    host: str
-    port: int
-    user: str
-    password: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,66 +46,18 @@ def available_migrations() -> tuple[Migration, ...]:
     return in_order({f.name: f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".sql")})
 
 
-@asynccontextmanager
-async def _connection(admin: Admin, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    try:
-        connection = await asyncpg.connect(
-            host=admin.host,
-            port=admin.port,
-            user=admin.user,
-            password=admin.password,
-            database=database,
-            timeout=CONNECT_TIMEOUT_S,
-            command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": "engram-operator", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
-        )
-    except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
-        reason = f"{admin.host}:{admin.port}/{database}: {_reason(error)}"
-        raise DatabaseUnreachable(reason) from error
-    try:
-        yield connection
-    except asyncpg.LockNotAvailableError as error:
-        reason = f"{admin.host}:{admin.port}/{database}: another operator holds it since {LOCK_TIMEOUT_S} s"
-        raise DatabaseUnreachable(reason) from error
-    except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, OSError) as error:
-        reason = f"{admin.host}:{admin.port}/{database}: {_reason(error)}"
-        raise DatabaseUnreachable(reason) from error
-    finally:
-        await connection.close(timeout=CONNECT_TIMEOUT_S)
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _quoted(name: str) -> str:
-    """A name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 async def migrate(admin: Admin, database: str, identity: ShardIdentity, *, with_post: bool = True) -> Migrated:
     """Brings the database to this version's schema, creating it if it is missing.
 
     Raises ForeignDatabase, MigrationConflict (ValueError) or DatabaseUnreachable.
     """
-    async with _alone(admin) as maintenance:
+    async with alone(admin) as maintenance:
         await _create_database(maintenance, database)
         return await _migrate_alone(admin, database, identity, with_post=with_post)
 
 
-@asynccontextmanager
-async def _alone(admin: Admin) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A connection that keeps every other operator from changing databases and roles of this server.
-
-    A lock of the session: gone with the connection, however that ends.
-    """
-    async with _connection(admin, "postgres") as connection:
-        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
-        yield connection
-
-
 async def _migrate_alone(admin: Admin, database: str, identity: ShardIdentity, *, with_post: bool) -> Migrated:
-    async with _connection(admin, database) as connection:
+    async with connection_to(admin, database) as connection:
         # Here too: the server goes on with the statement of an operator that was killed, after its idle sessions ended.
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         applied = await _fetch_applied(connection, identity)
@@ -134,7 +71,7 @@ async def _migrate_alone(admin: Admin, database: str, identity: ShardIdentity, *
 
 async def _create_database(connection: "asyncpg.Connection[asyncpg.Record]", database: str) -> None:
     if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
-        await connection.execute(f"CREATE DATABASE {_quoted(database)} TEMPLATE template0 ENCODING 'UTF8'")
+        await connection.execute(f"CREATE DATABASE {quoted(database)} TEMPLATE template0 ENCODING 'UTF8'")
 
 
 async def _fetch_applied(connection: "asyncpg.Connection[asyncpg.Record]", identity: ShardIdentity) -> dict[int, str]:
@@ -204,7 +141,7 @@ async def apply_tenant(admin: Admin, database: str, role: str, password: str) ->
     if _ROLE.fullmatch(role) is None:
         reason = f"{role!r} is not the role of a tenant"
         raise ValueError(reason)
-    async with _alone(admin), _connection(admin, database) as connection, connection.transaction():
+    async with alone(admin), connection_to(admin, database) as connection, connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
         if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
             await connection.execute(f"CREATE ROLE {role} LOGIN")
@@ -218,12 +155,18 @@ async def apply_tenant(admin: Admin, database: str, role: str, password: str) ->
         )  # what the tenant set for itself would break its sidecars
         # SET FALSE: the tenant has the group's rights but cannot become the group.
         await connection.execute(f"GRANT {TENANT_GROUP_ROLE} TO {role} WITH INHERIT TRUE, SET FALSE")
-        await connection.execute(f"GRANT CONNECT ON DATABASE {_quoted(database)} TO {role}")
+        await connection.execute(f"GRANT CONNECT ON DATABASE {quoted(database)} TO {role}")
+
+
+async def ping(admin: Admin) -> None:
+    """The server answers this login. Raises DatabaseUnreachable, LoginRefused."""
+    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
+        await connection.execute("SELECT 1")
 
 
 async def close_databases(admin: Admin) -> None:
     """Tenants cannot connect to the maintenance databases of a shard that is ours alone."""
-    async with _connection(admin, "postgres") as connection:
+    async with connection_to(admin, "postgres") as connection:
         await connection.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
 
 
@@ -235,7 +178,7 @@ async def publish_map(admin: Admin, shard_id: str, shard_map: ShardMap) -> None:
     """
     shard = shard_map.shard(shard_id)
     ranges = [(r.first, r.last) for r in shard_map.ranges if r.shard == shard_id]
-    async with _connection(admin, shard.database) as connection, connection.transaction():
+    async with connection_to(admin, shard.database) as connection, connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = {FENCE_LOCK_TIMEOUT_MS}")
         try:
             await connection.execute("SELECT pg_advisory_xact_lock(engram.fence_key($1))", shard_map.tenant)
@@ -266,6 +209,6 @@ async def publish_map(admin: Admin, shard_id: str, shard_map: ShardMap) -> None:
 
 async def fetch_map(admin: Admin, database: str, tenant: str) -> ShardMap | None:
     """The map of the tenant that this shard knows, or None. Raises DatabaseUnreachable."""
-    async with _connection(admin, database) as connection:
+    async with connection_to(admin, database) as connection:
         text = await connection.fetchval("SELECT map FROM engram.shard_map WHERE tenant = $1", tenant)
     return None if text is None else ShardMap.from_json(text)

@@ -1,0 +1,125 @@
+"""What a shard's Postgres tells of itself, and the few things the operator keeps in it beside schema and maps.
+
+Reads only, but for `refresh_settings` and `mark_role`. The primary is asked; which pod that is, Patroni says.
+"""
+
+from typing import Final
+
+from engram_contract.names import SHARED_DATABASE
+from engram_operator.clients.connection import MAINTENANCE_DATABASE, Admin, connection_to, quoted
+from engram_operator.clients.postgres import available_migrations, fetch_map
+from engram_operator.errors import DatabaseUnreachable
+from engram_operator.plan.observed import Database
+from engram_operator.plan.tenant import OnShard
+
+OLDEST_VERSION: Final = 16  # GRANT ... WITH INHERIT, SET FALSE
+
+
+async def fetch_facts(admin: Admin, *, with_owned: bool = False) -> Database:
+    """What the server is and holds; `with_owned` counts the slots of all its databases, for a shard that may go.
+
+    Raises DatabaseUnreachable, LoginRefused.
+    """
+    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
+        row = await connection.fetchrow(
+            "SELECT current_setting('server_version_num')::int AS version,"
+            " split_part(current_setting('server_version'),"
+            " ' ', 1) AS text, pg_is_in_recovery() AS is_standby, current_setting('wal_level') AS wal_level,"
+            " r.rolsuper OR r.rolcreaterole AS may_create_roles, r.rolsuper OR r.rolcreatedb AS may_create_databases,"
+            " r.rolsuper OR r.rolreplication AS may_replicate,"
+            " ARRAY(SELECT datname::text FROM pg_database WHERE NOT datistemplate AND datname <> current_database()"
+            " ORDER BY 1) AS databases,"
+            " (SELECT sum(pg_database_size(oid)) FROM pg_database"
+            "  WHERE has_database_privilege(oid, 'CONNECT'))::bigint AS size_bytes"
+            " FROM pg_roles r WHERE r.rolname = current_user"
+        )
+    if row is None:
+        raise DatabaseUnreachable(f"{admin.host}: the login went while it was used")
+    schema, has_vector = "", False
+    if SHARED_DATABASE in row["databases"]:
+        schema, has_vector = await _schema(admin, SHARED_DATABASE)
+    newest = available_migrations()[-1].name
+    return Database(
+        server_version=row["text"],
+        schema_version=schema,
+        is_current=schema == newest,
+        has_vector=has_vector,
+        size_bytes=rounded(row["size_bytes"] or 0),
+        owned_slots=await _owned(admin, row["databases"]) if with_owned else 0,
+        faults=tuple(_faults(row["version"] // 10_000, dict(row))),
+    )
+
+
+def rounded(amount: int) -> int:
+    """The amount to about a twentieth: steady while little changes."""
+    step = max(1, 1 << max(0, amount.bit_length() - 5))
+    return amount // step * step
+
+
+def _faults(major: int, row: dict[str, object]) -> list[str]:
+    """What a server lacks; the words are for the owner of an External one."""
+    found = []
+    if major < OLDEST_VERSION:
+        found.append(f"it is Postgres {major}; {OLDEST_VERSION} is the oldest that works")
+    if row["is_standby"]:
+        found.append("it is a standby; the DSN must lead to the primary")
+    if not row["may_create_roles"]:
+        found.append("its login may not create roles (CREATEROLE)")
+    if not row["may_create_databases"]:
+        found.append("its login may not create databases (CREATEDB)")
+    return found
+
+
+async def _schema(admin: Admin, database: str) -> tuple[str, bool]:
+    """The last migration of a database of ours, and whether it has pgvector."""
+    async with connection_to(admin, database) as connection:
+        if not await connection.fetchval("SELECT to_regclass('engram.schema_migrations') IS NOT NULL"):
+            return "", False
+        name = await connection.fetchval("SELECT name FROM engram.schema_migrations ORDER BY number DESC LIMIT 1")
+        vector = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'vector')")
+        return str(name or ""), bool(vector)
+
+
+async def _owned(admin: Admin, databases: list[str]) -> int:
+    """The slots of all tenants that the shard's databases own."""
+    total = 0
+    for database in databases:
+        async with connection_to(admin, database) as connection:
+            if await connection.fetchval("SELECT to_regclass('engram.ownership') IS NOT NULL"):
+                total += await connection.fetchval(
+                    "SELECT coalesce(sum(last_slot - first_slot + 1), 0) FROM engram.ownership"
+                )
+    return total
+
+
+async def refresh_settings(admin: Admin) -> bool:
+    """True if the server was told to read its certificate anew, because the file is newer than what it has read."""
+    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
+        is_old = await connection.fetchval(
+            "SELECT current_setting('ssl') = 'on' AND"
+            " (pg_stat_file(current_setting('ssl_cert_file'))).modification > pg_conf_load_time()"
+        )
+        return bool(is_old) and bool(await connection.fetchval("SELECT pg_reload_conf()"))
+
+
+async def fetch_tenant(admin: Admin, database: str, role: str) -> OnShard:
+    """What a shard knows of a tenant. Raises DatabaseUnreachable, LoginRefused."""
+    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
+        mark = await connection.fetchval(
+            "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1", role
+        )
+        has_database = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database)
+    if not has_database:
+        return OnShard(is_current=False, mark=mark or "", shard_map=None)
+    schema, _ = await _schema(admin, database)
+    if not schema:
+        return OnShard(is_current=False, mark=mark or "", shard_map=None)
+    shard_map = await fetch_map(admin, database, role)
+    return OnShard(schema == available_migrations()[-1].name, mark or "", shard_map)
+
+
+async def mark_role(admin: Admin, role: str, mark: str) -> None:
+    """The role says by which password it was made: what is read again instead of a try. Raises DatabaseUnreachable."""
+    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
+        text = await connection.fetchval("SELECT quote_literal($1::text)", mark)
+        await connection.execute(f"COMMENT ON ROLE {quoted(role)} IS {text}")

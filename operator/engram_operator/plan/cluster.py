@@ -1,0 +1,165 @@
+"""The whole plan for a MemoryCluster: what is asked for and what was seen -> steps in their order. Pure.
+
+    the cluster's own objects --> each shard, by itself --> what nobody asks for any more goes
+
+Each track ends at its first Wait; one shard that waits holds up no other. The plan is computed anew from what is seen
+after every round, so a crash between any two steps leaves nothing to remember. Printed, it is the dry run.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from engram_contract.names import PROTECTED_LABEL, TENANT_LABEL
+from engram_contract.spec import ClusterSpec, Provider
+from engram_operator.manifests.cluster import build_cluster, build_shard
+from engram_operator.manifests.credentials import PLACEHOLDER, KeyPair
+from engram_operator.manifests.meta import Owner
+from engram_operator.manifests.names import ClusterNames
+from engram_operator.manifests.site import Site
+from engram_operator.plan import certificates
+from engram_operator.plan.observed import Observed, Silence
+from engram_operator.plan.shard import Wanted, held_back, plan_databases, plan_objects, plan_shard
+from engram_operator.plan.shards import Shards, plan_shards
+from engram_operator.plan.steps import (
+    Apply,
+    MakeCredentials,
+    Manifest,
+    Remove,
+    Step,
+    TurnCertificates,
+    Wait,
+)
+
+TOLD_S: Final = 600.0  # a new CA is in every pod's files by then: the kubelet needs up to two minutes
+PRUNED: Final = (
+    "StatefulSet",
+    "PodDisruptionBudget",
+    "Service",
+    "NetworkPolicy",
+    "ConfigMap",
+    "Secret",
+    "RoleBinding",
+    "Role",
+    "ServiceAccount",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Steps that follow each other. `name` is a shard's id, or says what the steps are about."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, and what became of each shard id. `update` is what a newer operator would change and may not."""
+
+    tracks: tuple[Track, ...]
+    shards: Shards
+    update: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The plan for people."""
+        return tuple(f"{track.name}: {step}" for track in self.tracks for step in track.steps)
+
+
+def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
+    """Every step that is due now, in order."""
+    shards = plan_shards(spec, seen)
+    owner = Owner(spec.namespace, spec.name, seen.metadata["uid"])
+    credentials = seen.credentials or PLACEHOLDER
+    certificate = _certificate(spec, seen)
+    objects = build_cluster(spec, owner, site, credentials, certificate, _members(spec, shards, seen))
+    wanted = tuple(_wanted(spec, shard, owner, site) for shard in shards.all_kept) if _is_managed(spec) else ()
+    base = Track("cluster", (*_plan_base(spec, seen), *plan_objects(objects, seen), *shards.notes))
+    if _is_managed(spec):
+        tracks = [Track(each.id, tuple(plan_shard(spec, each, seen))) for each in wanted]
+        held = sorted({held_back(spec, each, seen) for each in wanted} - {""})
+    else:
+        told = {each: seen.databases.get(each, Silence("it has not been asked yet")) for each in shards.all_kept}
+        tracks = [Track(each, tuple(plan_databases(each, database))) for each, database in told.items()]
+        held = []
+    kept = {_key(each) for each in (*objects, *(part for each in wanted for part in each.parts))}
+    kept.add(("Secret", ClusterNames(spec.name, spec.namespace).ca))  # with its key: made by a step, not by a builder
+    prune = Track("prune", tuple(_plan_prune(kept, seen)))
+    return Plan((base, *tracks, prune), shards, "; ".join(held))
+
+
+def _wanted(spec: ClusterSpec, shard_id: str, owner: Owner, site: Site) -> Wanted:
+    *objects, statefulset = build_shard(spec, shard_id, owner, site)
+    return Wanted(shard_id, statefulset["metadata"]["name"], tuple(objects), statefulset)
+
+
+def _members(spec: ClusterSpec, shards: Shards, seen: Observed) -> dict[str, int]:
+    """How many members each shard has or will have, whichever is more: one that is to go needs its rights till then."""
+    found = {}
+    for shard in shards.all_kept:
+        live = seen.live("StatefulSet", ClusterNames(spec.name, spec.namespace).shard(shard).scope)
+        found[shard] = max(spec.replicas + 1, live["spec"]["replicas"] if live else 0)
+    return found
+
+
+def _certificate(spec: ClusterSpec, seen: Observed) -> KeyPair | None:
+    """What the members get of the CA's Secret; None without TLS, and before there is one."""
+    if not spec.postgres.tls.enabled or seen.certificates is None:
+        return None
+    secret = seen.live("Secret", ClusterNames(spec.name, spec.namespace).ca) or {}
+    return KeyPair.from_data(secret.get("data") or {})
+
+
+def _plan_base(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
+    """What everything else stands on: protection of the namespace before the first volume, passwords, certificates."""
+    if _is_managed(spec):
+        yield from plan_protection(seen, is_wanted=spec.deletion_protection or seen.has_protected_sibling)
+    if seen.credentials is None:
+        yield MakeCredentials()
+    if _is_managed(spec) and spec.postgres.tls.enabled:
+        told = frozenset(
+            each.fingerprint
+            for each in (seen.certificates.bundle if seen.certificates else ())
+            if seen.now_s - each.not_before_s - certificates.BACKDATE_S > TOLD_S
+        )
+        dns_names = ClusterNames(spec.name, spec.namespace).dns_names
+        step = certificates.plan_certificates(seen.certificates, told, dns_names, seen.now_s)
+        if step is not certificates.Step.KEEP:
+            yield TurnCertificates(step.value)
+
+
+def plan_protection(seen: Observed, *, is_wanted: bool) -> Iterator[Step]:
+    """The label by which admission refuses to delete the namespace. Never removed, for another tool may have set it."""
+    metadata = seen.namespace["metadata"]
+    present = (metadata.get("labels") or {}).get(PROTECTED_LABEL)
+    wanted = "true" if is_wanted else "false"
+    if present != wanted and (is_wanted or present is not None):
+        labels = {PROTECTED_LABEL: wanted}
+        manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": metadata["name"], "labels": labels}}
+        yield Apply(manifest, f"its label {PROTECTED_LABEL} is {present or 'absent'}")
+
+
+def _plan_prune(kept: set[tuple[str, str]], seen: Observed) -> Iterator[Step]:
+    """Objects of ours that no builder makes any more. Volumes and pods are never among them."""
+    for kind in PRUNED:
+        for manifest in seen.of_kind(kind):
+            if _key(manifest) not in kept and seen.is_ours(manifest) and not _is_tenants(manifest):
+                yield Remove(manifest, "nothing asks for it any more")
+
+
+def _is_managed(spec: ClusterSpec) -> bool:
+    return spec.provider is Provider.MANAGED
+
+
+def _is_tenants(manifest: Manifest) -> bool:
+    return TENANT_LABEL in (manifest["metadata"].get("labels") or {})
+
+
+def _key(manifest: Manifest) -> tuple[str, str]:
+    return manifest["kind"], manifest["metadata"]["name"]
+
+
+def waits_of(tracks: Iterable[Track]) -> tuple[Wait, ...]:
+    """What the plan waits for."""
+    return tuple(step for track in tracks for step in track.steps if isinstance(step, Wait))

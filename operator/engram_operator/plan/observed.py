@@ -1,0 +1,113 @@
+"""What one reconcile of a MemoryCluster saw, whole and once: the ground on which the plan stands. Pure.
+
+A thing that could not be asked is a `Silence` with the reason; it is never taken for a thing that is not there.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engram_contract.names import MANAGED_BY, MANAGED_BY_LABEL, SHARD_LABEL
+from engram_operator.manifests.credentials import Credentials
+from engram_operator.plan.certificates import Stored
+from engram_operator.plan.members import Leader, Member, read_leader, read_member
+from engram_operator.plan.steps import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """No answer, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What the Postgres of a shard's primary tells. `owned_slots` is over all of its databases."""
+
+    server_version: str
+    schema_version: str
+    is_current: bool
+    has_vector: bool
+    size_bytes: int
+    owned_slots: int
+    faults: tuple[str, ...] = ()  # of an External one: what it lacks
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSeen:
+    """A tenant of the cluster, as its status tells: slots by shard, for every shard that its map names."""
+
+    namespace: str
+    name: str
+    epoch: int = 0
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A MemoryCluster and all that belongs to it. `objects` by kind and name; `expandable` by StorageClass."""
+
+    resource: Manifest
+    objects: Mapping[tuple[str, str], Manifest]
+    databases: Mapping[str, Database | Silence]
+    namespace: Manifest
+    has_protected_sibling: bool
+    expandable: Mapping[str, bool]
+    credentials: Credentials | None
+    certificates: Stored | None
+    tenants: tuple[TenantSeen, ...]
+    now_s: float
+
+    def with_databases(self, databases: Mapping[str, Database | Silence]) -> "Observed":
+        """The same with what the shards' databases told."""
+        return replace(self, databases=databases)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The MemoryCluster's."""
+        metadata: Mapping[str, Any] = self.resource["metadata"]
+        return metadata
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        """The MemoryCluster's."""
+        return self.metadata.get("annotations") or {}
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """The MemoryCluster's, as it was written last."""
+        return self.resource.get("status") or {}
+
+    def live(self, kind: str, name: str) -> Manifest | None:
+        """The object, or None."""
+        return self.objects.get((kind, name))
+
+    def of_kind(self, kind: str) -> Iterator[Manifest]:
+        """All objects of a kind that bear the cluster's label, in order of their names."""
+        return (each for key, each in sorted(self.objects.items()) if key[0] == kind)
+
+    def is_ours(self, manifest: Manifest) -> bool:
+        """Whether the operator made it. Patroni's ConfigMaps bear the cluster's label too."""
+        return (manifest["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
+
+    def members(self, shard_id: str) -> tuple[Member, ...]:
+        """The pods of a shard."""
+        return tuple(read_member(pod) for pod in self.of_kind("Pod") if _shard_of(pod) == shard_id)
+
+    def claims(self, shard_id: str) -> tuple[Manifest, ...]:
+        """The volume claims of a shard."""
+        return tuple(each for each in self.of_kind("PersistentVolumeClaim") if _shard_of(each) == shard_id)
+
+    def leader(self, scope: str) -> Leader:
+        """What Patroni's ConfigMaps tell."""
+        return read_leader({name: each for (kind, name), each in self.objects.items() if kind == "ConfigMap"}, scope)
+
+    def shards_present(self) -> tuple[str, ...]:
+        """The ids of shards that have a StatefulSet."""
+        found = {_shard_of(each) for each in self.of_kind("StatefulSet")} - {""}
+        return tuple(sorted(found, key=lambda each: (len(each), each)))
+
+
+def _shard_of(manifest: Manifest) -> str:
+    return str((manifest["metadata"].get("labels") or {}).get(SHARD_LABEL, ""))

@@ -1,0 +1,151 @@
+"""The steps that bring one Managed shard to what is asked: objects, volumes, members, restarts, databases. Pure.
+
+    objects and volumes --> size --> members that are stuck --> a primary --> its databases --> restarts
+
+Volumes come before anything that waits for a pod: a full disk must not stand in the way of its own remedy. Databases
+come before restarts, because a shard with one sick replica serves and has to be usable.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from engram_contract.quantities import bytes_of
+from engram_contract.spec import ClusterSpec
+from engram_operator.manifests.dcs import build_dcs_owners
+from engram_operator.manifests.storage import build_claim
+from engram_operator.plan.drift import first_difference, plan_apply
+from engram_operator.plan.members import ordinal_of, primary_of
+from engram_operator.plan.observed import Database, Observed, Silence
+from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
+from engram_operator.plan.shape import inputs_of, plan_shape
+from engram_operator.plan.sizing import plan_members
+from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, Step, Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A shard as its builders made it: the StatefulSet apart, because it is shaped by what is there."""
+
+    id: str
+    scope: str
+    objects: tuple[Manifest, ...]
+    statefulset: Manifest
+
+    @property
+    def parts(self) -> tuple[Manifest, ...]:
+        """All of its objects."""
+        return (*self.objects, self.statefulset)
+
+
+def plan_shard(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> Iterator[Step]:
+    """What to do about one shard now."""
+    yield from plan_objects(wanted.objects, seen)
+    yield from plan_objects(build_dcs_owners(wanted.scope, wanted.statefulset, seen.objects), seen)
+    yield from _plan_claims(spec, wanted.id, seen)
+    live = seen.live("StatefulSet", wanted.scope)
+    crew = crew_of(wanted, seen, live)
+    desired, _ = plan_shape(wanted.statefulset, live, inputs_of(spec, seen.annotations), spec.update_policy)
+    before: tuple[Step, ...] = ()
+    if live is not None:
+        size, before = plan_members(crew, desired["spec"]["replicas"], live["spec"]["replicas"])
+        desired["spec"]["replicas"] = size
+    step = plan_apply(desired, live)
+    if step is not None:
+        yield step
+        yield Wait("StatefulSetChanged", f"{wanted.scope} is to follow its StatefulSet", LOOK_S)
+        return
+    yield from _plan_members(spec, wanted, seen, crew, before)
+
+
+def _plan_members(
+    spec: ClusterSpec, wanted: Wanted, seen: Observed, crew: Crew, before: tuple[Step, ...]
+) -> Iterator[Step]:
+    live = seen.live("StatefulSet", wanted.scope) or {}
+    if (live.get("status") or {}).get("observedGeneration") != live["metadata"].get("generation"):
+        yield Wait("StatefulSetChanged", f"{wanted.scope} is to follow its StatefulSet", LOOK_S)
+        return
+    repair = tuple(plan_repair(crew))
+    if repair:
+        yield from repair
+        return
+    primary = primary_of(crew.members, crew.leader)
+    if primary is None:
+        yield wait_for_primary(crew)
+        return
+    told = seen.databases.get(wanted.id, Silence("it has not been asked yet"))
+    yield from plan_databases(wanted.id, told)
+    if isinstance(told, Silence) or not told.is_current:
+        return
+    yield from before
+    if before:
+        return
+    if len(crew.members) < spec.replicas + 1:
+        yield Wait("MembersMissing", f"{wanted.scope} has {len(crew.members)} of {spec.replicas + 1} members", LOOK_S)
+        return
+    yield from plan_rollout(crew)
+
+
+def crew_of(wanted: Wanted, seen: Observed, live: Manifest | None) -> Crew:
+    """The members of a shard and what they are measured by."""
+    revision = str(((live or {}).get("status") or {}).get("updateRevision") or "")
+    return Crew(wanted.scope, seen.members(wanted.id), seen.leader(wanted.scope), revision, seen.now_s)
+
+
+def held_back(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> str:
+    """What a newer operator would change in the shard's pods and may not yet."""
+    live = seen.live("StatefulSet", wanted.scope)
+    return plan_shape(wanted.statefulset, live, inputs_of(spec, seen.annotations), spec.update_policy)[1]
+
+
+def plan_objects(manifests: Iterable[Manifest], seen: Observed) -> Iterator[Step]:
+    """What differs is applied; an object of the same name that is somebody else's is left alone."""
+    for manifest in manifests:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        step = plan_apply(manifest, seen.live(kind, name))
+        if step is not None:
+            yield step
+
+
+def plan_databases(shard_id: str, told: Database | Silence) -> Iterator[Step]:
+    """The schema before any map names the shard, or the wait for an answer."""
+    if isinstance(told, Silence):
+        yield Wait("DatabaseSilent", f"{shard_id}: {told.reason}", 5.0, is_fault=True)
+    elif told.faults:
+        yield Wait("DatabaseUnfit", f"{shard_id}: {'; '.join(told.faults)}", 30.0, is_fault=True)
+    elif not told.is_current:
+        yield PrepareShard(shard_id, f"schema is at {told.schema_version or 'nothing'}")
+
+
+def wait_for_primary(crew: Crew) -> Wait:
+    """Why there is no primary, as far as the pods tell."""
+    sick = [each for each in crew.members if not each.is_healthy]
+    if not crew.members:
+        return Wait("NoMembers", f"{crew.scope} has no pods yet", LOOK_S)
+    if sick:
+        told = wait_for(sick, crew.now_s)
+        return Wait(told.reason, f"{crew.scope} has no primary: {told.message}", told.seconds, told.is_fault)
+    return Wait("NoPrimary", f"{crew.scope}: Patroni has not chosen a primary", LOOK_S, is_fault=_is_late(crew))
+
+
+def _is_late(crew: Crew) -> bool:
+    since = [each.unready_since_s for each in crew.members if each.unready_since_s is not None]
+    return bool(since) and crew.now_s - min(since) > PATIENCE_S
+
+
+def _plan_claims(spec: ClusterSpec, shard_id: str, seen: Observed) -> Iterator[Step]:
+    for claim in sorted(seen.claims(shard_id), key=lambda each: ordinal_of(each["metadata"]["name"])):
+        asked = bytes_of(str(claim["spec"]["resources"]["requests"]["storage"]))
+        size = max(asked, spec.storage.size_bytes)
+        name = claim["metadata"]["name"]
+        storage_class = claim["spec"].get("storageClassName") or ""
+        if size > asked and seen.expandable.get(storage_class) is False:
+            message = (
+                f"{name} cannot grow: its StorageClass {storage_class} does not allow it (allowVolumeExpansion). "
+                "Make a cluster with a class that does and move there, or take the size back"
+            )
+            yield Note("StorageNotExpandable", message)
+            size = asked
+        wanted = build_claim(claim, size, is_protected=spec.deletion_protection)
+        place = first_difference(wanted, claim)
+        if place is not None:
+            yield Apply(wanted, f"{place.lstrip('.')} differs")

@@ -1,0 +1,132 @@
+"""One reconcile of a MemoryCluster: observe, decide, act, report.
+
+    fetch --> gone? --> parse --> observe --> plan --> (paused, planOnly: show) or act --> status --> Outcome
+
+Level-triggered: it asks what is, never what happened. A status that says what it said before is not written.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from engram_contract.names import API_VERSION, CLUSTER_KIND
+from engram_contract.spec import BadSpec, ClusterSpec
+from engram_operator.clients.kube import MEMORY_CLUSTERS, Kube, Manifest
+from engram_operator.controller import Outcome
+from engram_operator.errors import ApiNotFound, LostLease
+from engram_operator.events import About, Recorder
+from engram_operator.leadership import Leadership, Term
+from engram_operator.manifests.site import Site
+from engram_operator.plan.cluster import Plan, plan_cluster
+from engram_operator.plan.observed import Observed
+from engram_operator.plan.report import Round, build_status, refused_status
+from engram_operator.plan.steps import Apply
+from engram_operator.reconcile.execute import execute, preview
+from engram_operator.reconcile.hands import hands_for
+from engram_operator.reconcile.observe import observe_cluster
+from engram_operator.workqueue import Key
+
+STATUS_MANAGER: Final = "engram-operator-status"
+SOON_S: Final = 0.5  # after something was done: its effects are seen by then, and the next step is due
+SHOWN_S: Final = 30.0  # how old a plan may be that is only shown
+
+log = logging.getLogger(__name__)
+
+
+class ClusterReconciler:
+    """Reconciles MemoryClusters while we lead. `wall_clock` gives Unix seconds."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        leadership: Leadership,
+        site: Site,
+        recorder: Recorder,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._kube = kube
+        self._leadership = leadership
+        self._site = site
+        self._recorder = recorder
+        self._wall_clock = wall_clock
+
+    async def reconcile(self, key: Key) -> Outcome:
+        """What one run came to. Raises OperatorError."""
+        try:
+            resource = await self._kube.fetch(MEMORY_CLUSTERS, key.namespace, key.name)
+        except ApiNotFound:
+            return Outcome("gone")
+        if "deletionTimestamp" in resource["metadata"]:
+            return Outcome("gone")  # its objects go with it; nothing outside is ours to clean
+        try:
+            spec = ClusterSpec.from_resource(resource)
+        except BadSpec as error:
+            await self._report(resource, refused_status(resource, str(error), self._wall_clock()))
+            return Outcome("refused", waits=(str(error),))
+        seen = await observe_cluster(self._kube, resource, spec, self._wall_clock)
+        plan = plan_cluster(spec, seen, self._site)
+        ended = await self._carry_out(spec, seen, plan)
+        await self._report(resource, build_status(spec, seen, plan, ended))
+        await self._tell(resource, ended)
+        return _outcome(spec, plan, ended)
+
+    async def _carry_out(self, spec: ClusterSpec, seen: Observed, plan: Plan) -> Round:
+        if spec.paused or spec.plan_only:
+            return preview(plan.tracks)
+        return await execute(hands_for(self._kube, self._term(), spec, seen), plan.tracks)
+
+    async def _report(self, resource: Manifest, status: dict[str, Any]) -> None:
+        """The status is as given; a write only if it was not."""
+        if is_same_status(resource.get("status") or {}, status):
+            return
+        metadata = resource["metadata"]
+        manifest = {
+            "apiVersion": API_VERSION,
+            "kind": CLUSTER_KIND,
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+            "status": status,
+        }
+        timeout_s = min(self._term().check(), 10.0)
+        await self._kube.apply_status(MEMORY_CLUSTERS, manifest, STATUS_MANAGER, timeout_s=timeout_s)
+
+    async def _tell(self, resource: Manifest, ended: Round) -> None:
+        """Events for people: what was done, and what somebody should look at."""
+        about = About.of({"apiVersion": API_VERSION, "kind": CLUSTER_KIND} | resource)
+        for step in ended.done:
+            if not isinstance(step, Apply):  # the log has those
+                await self._recorder.record(about, "Normal", type(step).__name__, str(step))
+        for fault in ended.faults:
+            await self._recorder.record(about, "Warning", fault.reason, fault.message)
+
+    def _term(self) -> Term:
+        term = self._leadership.term
+        if term is None:
+            raise LostLease("this process does not lead")
+        return term
+
+
+def _outcome(spec: ClusterSpec, plan: Plan, ended: Round) -> Outcome:
+    waits = tuple(f"{track}: {wait.message}" for track, wait in ended.waits)
+    waits += tuple(f"{track}: {note.message}" for track, note in ended.notes)
+    again_s = min((wait.seconds for _, wait in ended.waits), default=None)
+    if ended.done:
+        return Outcome("acted", SOON_S, tuple(map(str, ended.done)), waits)
+    if (spec.paused or spec.plan_only) and plan.lines:
+        return Outcome("waiting", SHOWN_S, (), ("paused" if spec.paused else "planOnly",))
+    return Outcome("waiting" if waits else "settled", again_s, (), waits)
+
+
+def is_same_status(before: object, after: object) -> bool:
+    """Whether both say the same; what says nothing does not count."""
+    return bool(_without_empty(before) == _without_empty(after))
+
+
+def _without_empty(value: Any) -> Any:  # noqa: ANN401  JSON has no narrower type
+    """The value without members that the API server may drop or that say nothing."""
+    if isinstance(value, dict):
+        kept = {name: _without_empty(each) for name, each in value.items()}
+        return {name: each for name, each in kept.items() if each not in ("", None, [], {})}
+    if isinstance(value, list):
+        return [_without_empty(each) for each in value]
+    return value

@@ -1,0 +1,173 @@
+"""The steps of a plan, done: each track in its order until its first Wait, each write within the term.
+
+Promises
+1. Before every write the term is asked, and what is left of it is the write's deadline.
+2. An object that is to be made is looked for first: one of the same name that is not ours is never touched.
+3. What one step may not do ends its own track and is told; what concerns all (no API server, a lost term) ends all.
+
+Must never: decide. What is done, and in which order, stands in the plan.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from engram_contract.names import CLUSTER_LABEL
+from engram_operator.clients.kube import CALL_TIMEOUT_S, NAMESPACES, OWNED, Kube, Manifest
+from engram_operator.clients.patroni import restart_postgres
+from engram_operator.errors import (
+    ApiConflict,
+    ApiError,
+    ApiNotFound,
+    ApiRefused,
+    ApiUnavailable,
+    LostLease,
+    NameTaken,
+    OperatorError,
+)
+from engram_operator.leadership import Term
+from engram_operator.manifests.dcs import build_switchover
+from engram_operator.plan.cluster import Track
+from engram_operator.plan.report import Round
+from engram_operator.plan.steps import (
+    Apply,
+    MakeCredentials,
+    Note,
+    PrepareShard,
+    Remove,
+    RestartPod,
+    RestartPostgres,
+    Step,
+    Switchover,
+    TurnCertificates,
+    TurnRoles,
+    Wait,
+)
+
+FIELD_MANAGER: Final = "engram-operator"
+# One for each writer: two applies of one object under one name would delete each other's fields.
+MANAGERS: Final = {"Namespace": f"{FIELD_MANAGER}-protection", "PersistentVolumeClaim": f"{FIELD_MANAGER}-volumes"}
+SWITCHOVER_MANAGER: Final = f"{FIELD_MANAGER}-switchover"
+CLUSTER_TRACK: Final = "cluster"
+RETRY_S: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What acting takes beyond the API server: steps on Secrets and in databases, by those who know how."""
+
+    kube: Kube
+    term: Term
+    namespace: str
+    cluster: str
+    restapi: Callable[[], tuple[str, str]]  # user and password of Patroni's REST API
+    make_credentials: Callable[[], Awaitable[None]]
+    turn_certificates: Callable[[str], Awaitable[None]]
+    prepare_shard: Callable[[str], Awaitable[None]]
+    turn_roles: Callable[[str], Awaitable[None]]
+
+
+async def execute(hands: Hands, tracks: Iterable[Track]) -> Round:
+    """What was done, and where each track ended. Raises ApiUnavailable, LostLease."""
+    ended = Round()
+    for track in tracks:
+        is_over = False
+        for step in track.steps:
+            if isinstance(step, Note):
+                ended = replace(ended, notes=(*ended.notes, (track.name, step)))
+                continue
+            if isinstance(step, Wait):
+                ended = replace(ended, waits=(*ended.waits, (track.name, step)))
+                break
+            try:
+                await _act(hands, step)
+            except (ApiUnavailable, LostLease):
+                raise
+            except OperatorError as error:
+                ended = replace(ended, waits=(*ended.waits, (track.name, _wait_of(step, error))))
+                is_over = track.name == CLUSTER_TRACK
+                break
+            ended = replace(ended, done=(*ended.done, step))
+            if isinstance(step, MakeCredentials | TurnCertificates):
+                return ended  # everything after it was planned without what it made
+        if is_over:
+            break
+    return ended
+
+
+def preview(tracks: Iterable[Track]) -> Round:
+    """How the plan would begin, with nothing done."""
+    waits = tuple((track.name, step) for track in tracks for step in track.steps if isinstance(step, Wait))
+    notes = tuple((track.name, step) for track in tracks for step in track.steps if isinstance(step, Note))
+    return Round(waits=waits, notes=notes, is_complete=False)
+
+
+async def _act(hands: Hands, step: Step) -> None:
+    match step:
+        case Apply(manifest):
+            await _apply(hands, manifest)
+        case Remove(manifest):
+            await _delete(hands, manifest["kind"], manifest["metadata"]["name"], manifest["metadata"]["uid"])
+        case RestartPod(name, uid):
+            await _delete(hands, "Pod", name, uid)
+        case Switchover():
+            manifest = build_switchover(hands.namespace, hands.cluster, step.scope, step.primary, step.candidate)
+            await hands.kube.apply(OWNED["ConfigMap"], manifest, SWITCHOVER_MANAGER, timeout_s=_left_s(hands))
+        case RestartPostgres():
+            _left_s(hands)
+            await restart_postgres(step.ip, *hands.restapi(), role=step.role)
+        case MakeCredentials():
+            await hands.make_credentials()
+        case TurnCertificates(name):
+            await hands.turn_certificates(name)
+        case PrepareShard(shard):
+            _left_s(hands)
+            await hands.prepare_shard(shard)
+        case TurnRoles(shard):
+            _left_s(hands)
+            await hands.turn_roles(shard)
+
+
+async def _apply(hands: Hands, manifest: Manifest) -> None:
+    kind, metadata = manifest["kind"], manifest["metadata"]
+    resource = NAMESPACES if kind == "Namespace" else OWNED[kind]
+    if kind not in MANAGERS:
+        await _refuse_strangers(hands, manifest)
+    manager = MANAGERS.get(kind, FIELD_MANAGER)
+    answer = await hands.kube.apply(resource, manifest, manager, timeout_s=_left_s(hands))
+    log.debug("applied", extra={"object_kind": kind, "object_name": metadata["name"], "uid": answer["metadata"]["uid"]})
+
+
+async def _refuse_strangers(hands: Hands, manifest: Manifest) -> None:
+    """Raises NameTaken if there is an object of this name that does not bear the cluster's label."""
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    try:
+        live = await hands.kube.fetch(OWNED[kind], hands.namespace, name)
+    except ApiNotFound:
+        return
+    if (live["metadata"].get("labels") or {}).get(CLUSTER_LABEL) != hands.cluster:
+        raise NameTaken(f"{kind} {name} is there and does not belong to {hands.cluster}: delete or rename it")
+
+
+async def _delete(hands: Hands, kind: str, name: str, uid: str) -> None:
+    try:
+        await hands.kube.delete(OWNED[kind], hands.namespace, name, uid, timeout_s=_left_s(hands))
+    except ApiNotFound:
+        return  # gone is what was wanted
+
+
+def _left_s(hands: Hands) -> float:
+    """The write's deadline: what is left of the term, and no more than a usual call. Raises LostLease."""
+    return min(hands.term.check(), CALL_TIMEOUT_S)
+
+
+def _wait_of(step: Step, error: OperatorError) -> Wait:
+    """The failure of one step as what its track waits for."""
+    if isinstance(error, ApiConflict):
+        return Wait("Conflict", f"{step}: {error}", 1.0)
+    if isinstance(error, ApiRefused | ApiError):
+        return Wait("ApiRefused", f"{step}: {error}", RETRY_S * 2, is_fault=True)
+    return Wait(type(error).__name__, f"{step}: {error}", RETRY_S, is_fault=True)

@@ -1,0 +1,188 @@
+"""A MemoryCluster and all that belongs to it, read whole and once, into one frozen `Observed`.
+
+Promises
+1. Reads only. What belongs to the cluster is found by its label, so a Service that somebody deleted is seen as missing.
+2. A database that does not answer is a Silence with the reason, and takes nobody else's answer away.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engram_contract.names import CLUSTER_LABEL, POSTGRES_PORT
+from engram_contract.spec import BadSpec, ClusterSpec, Provider, TenantSpec
+from engram_operator.clients import x509
+from engram_operator.clients.connection import Admin
+from engram_operator.clients.dsn import admin_of
+from engram_operator.clients.facts import fetch_facts
+from engram_operator.clients.kube import (
+    MEMORY_CLUSTERS,
+    MEMORY_TENANTS,
+    NAMESPACES,
+    OWNED,
+    SECRETS,
+    STORAGE_CLASSES,
+    Kube,
+    Manifest,
+)
+from engram_operator.errors import ApiNotFound, BadCertificate, BadDsn, OperatorError
+from engram_operator.manifests.credentials import SUPERUSER, Credentials
+from engram_operator.manifests.names import ClusterNames
+from engram_operator.plan.certificates import Stored
+from engram_operator.plan.members import primary_of
+from engram_operator.plan.observed import Database, Observed, Silence, TenantSeen
+
+Key = tuple[str, str]
+
+
+async def observe_cluster(kube: Kube, resource: Manifest, spec: ClusterSpec, clock: Callable[[], float]) -> Observed:
+    """All that there is of a cluster. `clock` gives Unix seconds. Raises ApiError."""
+    objects, namespace, siblings, classes, tenants = await asyncio.gather(
+        _fetch_objects(kube, spec, tuple(OWNED)),
+        kube.fetch(NAMESPACES, None, spec.namespace),
+        kube.fetch_all(MEMORY_CLUSTERS, spec.namespace),
+        kube.fetch_all(STORAGE_CLASSES, None),
+        fetch_tenants(kube, spec),
+    )
+    names = ClusterNames(spec.name, spec.namespace)
+    credentials = read_credentials(objects.get(("Secret", names.credentials)))
+    certificates = _read_certificates(objects.get(("Secret", names.ca)))
+    seen = Observed(
+        resource=resource,
+        objects=objects,
+        databases={},
+        namespace=namespace,
+        has_protected_sibling=any(_is_protected(each) for each in siblings if each["metadata"]["name"] != spec.name),
+        expandable={each["metadata"]["name"]: bool(each.get("allowVolumeExpansion")) for each in classes},
+        credentials=credentials,
+        certificates=certificates,
+        tenants=tenants,
+        now_s=clock(),
+    )
+    databases = await _ask_databases(kube, spec, seen)
+    return seen.with_databases(databases)
+
+
+async def observe_shards(kube: Kube, resource: Manifest, spec: ClusterSpec, clock: Callable[[], float]) -> Observed:
+    """Of a cluster only what it takes to reach its databases. Raises ApiError."""
+    objects = await _fetch_objects(kube, spec, ("ConfigMap", "Pod", "Secret"))
+    names = ClusterNames(spec.name, spec.namespace)
+    return Observed(
+        resource=resource,
+        objects=objects,
+        databases={},
+        namespace={},
+        has_protected_sibling=False,
+        expandable={},
+        credentials=read_credentials(objects.get(("Secret", names.credentials))),
+        certificates=None,
+        tenants=(),
+        now_s=clock(),
+    )
+
+
+async def fetch_tenants(kube: Kube, spec: ClusterSpec) -> tuple[TenantSeen, ...]:
+    """The tenants that name this cluster, in every namespace."""
+    found = []
+    for body in await kube.fetch_all(MEMORY_TENANTS, None):
+        try:
+            tenant = TenantSpec.from_resource(body)
+        except BadSpec:
+            continue  # its own reconcile says so
+        if (tenant.cluster_ref.namespace, tenant.cluster_ref.name) == (spec.namespace, spec.name):
+            status = body.get("status") or {}
+            slots = {each["id"]: int(each.get("slots") or 0) for each in status.get("shards") or ()}
+            found.append(TenantSeen(tenant.namespace, tenant.name, int(status.get("mapEpoch") or 0), slots))
+    return tuple(found)
+
+
+def admin_for(host: str, credentials: Credentials, ca: str, *, previous: bool = False) -> Admin:
+    """The operator's login on a server of a Managed cluster."""
+    password = credentials.superuser_previous if previous else credentials.superuser
+    return Admin(host, POSTGRES_PORT, SUPERUSER, password, ca=ca, sslmode="disable")
+
+
+def read_credentials(secret: Manifest | None) -> Credentials | None:
+    """The passwords of a Secret; None if there is none. Raises ValueError with the key that is damaged."""
+    return None if secret is None else Credentials.from_data(secret.get("data") or {})
+
+
+def ca_of(seen: Observed, spec: ClusterSpec) -> str:
+    """The CAs by which the servers of a Managed cluster are judged, PEM; empty without TLS."""
+    if not spec.postgres.tls.enabled:
+        return ""
+    secret = seen.live("Secret", ClusterNames(spec.name, spec.namespace).ca) or {}
+    return x509.decoded(secret.get("data")).get(x509.BUNDLE_KEY, b"").decode()
+
+
+async def admins_of(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) -> tuple[Admin, ...]:
+    """How the primary of a shard is asked: the present login, and the one before it while passwords change.
+
+    Raises OperatorError if there is nobody to ask; the message says why.
+    """
+    if spec.provider is Provider.EXTERNAL:
+        return (await _external_admin(kube, spec, shard_id),)
+    names = ClusterNames(spec.name, spec.namespace).shard(shard_id)
+    primary = primary_of(seen.members(shard_id), seen.leader(names.scope))
+    if primary is None or seen.credentials is None:
+        raise OperatorError("it has no primary")
+    host, ca = names.host(primary.ordinal), ca_of(seen, spec)
+    logins = [admin_for(host, seen.credentials, ca)]
+    if seen.credentials.superuser_previous:
+        logins.append(admin_for(host, seen.credentials, ca, previous=True))
+    return tuple(logins)
+
+
+async def _external_admin(kube: Kube, spec: ClusterSpec, shard_id: str) -> Admin:
+    reference = next(each.secret_ref for each in spec.external if each.id == shard_id)
+    try:
+        secret = await kube.fetch(SECRETS, spec.namespace, reference.name)
+    except ApiNotFound as error:
+        raise BadDsn(f"Secret {reference.name} is not there") from error
+    data = x509.decoded(secret.get("data"))
+    if reference.key not in data:
+        raise BadDsn(f"Secret {reference.name} has no key {reference.key}")
+    return admin_of(data[reference.key].decode(errors="replace"))
+
+
+async def _ask_databases(kube: Kube, spec: ClusterSpec, seen: Observed) -> Mapping[str, Database | Silence]:
+    wanted = {shard.id for shard in spec.shards}
+    asked = sorted(wanted | {*seen.shards_present()})
+    answers = await asyncio.gather(*(_ask(kube, spec, seen, each, is_wanted=each in wanted) for each in asked))
+    return dict(zip(asked, answers, strict=True))
+
+
+async def _ask(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, *, is_wanted: bool) -> Database | Silence:
+    reason = "it has no primary"
+    try:
+        for admin in await admins_of(kube, spec, seen, shard_id):
+            try:
+                return await fetch_facts(admin, with_owned=not is_wanted)
+            except OperatorError as error:
+                reason = str(error)
+    except OperatorError as error:
+        reason = str(error)
+    return Silence(reason)
+
+
+async def _fetch_objects(kube: Kube, spec: ClusterSpec, kinds: tuple[str, ...]) -> Mapping[Key, Manifest]:
+    selector = f"{CLUSTER_LABEL}={spec.name}"
+    lists = await asyncio.gather(
+        *(kube.fetch_labelled(resource, spec.namespace, selector) for resource in (OWNED[kind] for kind in kinds))
+    )
+    found: dict[Key, Manifest] = {}
+    for kind, items in zip(kinds, lists, strict=True):
+        for item in items:
+            found[kind, item["metadata"]["name"]] = {**item, "apiVersion": OWNED[kind].api_version, "kind": kind}
+    return found
+
+
+def _read_certificates(secret: Manifest | None) -> Stored | None:
+    try:
+        return None if secret is None else x509.read_stored(x509.decoded(secret.get("data")))
+    except BadCertificate:
+        return None  # garbage is replaced, as if there were none
+
+
+def _is_protected(resource: Mapping[str, Any]) -> bool:
+    return resource["spec"].get("deletionProtection", True) and "deletionTimestamp" not in resource["metadata"]
