@@ -143,6 +143,11 @@ class Store:
             raise ShardUnavailable(place.shard, f"no session ({error.sqlstate})") from error
         try:
             yield connection
+        except ShardUnavailable as error:
+            if isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError):
+                # A Service or a pooler leads to the new primary; connections that are open stay with the old one.
+                await pool.expire_connections()
+            raise
         finally:
             await pool.release(connection)
 

@@ -21,6 +21,15 @@ LOCK_TIMEOUT_S: Final = 60  # another operator's migrations of a new database ta
 MIGRATION_LOCK: Final = 0x656E6772616D  # "engram"
 MAINTENANCE_DATABASE: Final = "postgres"
 
+_GONE: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what asyncpg says of a connection that went while it was being used
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Admin:
@@ -56,19 +65,13 @@ async def connection_to(admin: Admin, database: str) -> AsyncIterator["asyncpg.C
         )
     except asyncpg.InvalidAuthorizationSpecificationError as error:
         raise LoginRefused(f"{place}: {_reason(error)}") from error
-    except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
+    except (OSError, TimeoutError, *_GONE, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
         raise DatabaseUnreachable(f"{place}: {_reason(error)}") from error
     try:
         yield connection
     except asyncpg.LockNotAvailableError as error:
         raise DatabaseUnreachable(f"{place}: another operator holds it since {LOCK_TIMEOUT_S} s") from error
-    except (
-        asyncpg.PostgresConnectionError,
-        asyncpg.AdminShutdownError,
-        asyncpg.ReadOnlySQLTransactionError,
-        OSError,
-        TimeoutError,
-    ) as error:
+    except (OSError, TimeoutError, *_GONE) as error:
         raise DatabaseUnreachable(f"{place}: {_reason(error)}") from error
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)

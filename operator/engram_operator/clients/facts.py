@@ -1,8 +1,9 @@
 """What a shard's Postgres tells of itself, and the few things the operator keeps in it beside schema and maps.
 
-Reads only, but for `refresh_settings` and `mark_role`. The primary is asked; which pod that is, Patroni says.
+Reads only, but for `mark_role`. The primary is asked; which pod that is, Patroni says.
 """
 
+import json
 from typing import Final
 
 from engram_contract.names import SHARED_DATABASE
@@ -10,6 +11,7 @@ from engram_operator.clients.connection import MAINTENANCE_DATABASE, Admin, conn
 from engram_operator.clients.postgres import available_migrations, fetch_map
 from engram_operator.errors import DatabaseUnreachable
 from engram_operator.plan.observed import Database
+from engram_operator.plan.roles import OWN_ROLES
 from engram_operator.plan.tenant import OnShard
 
 OLDEST_VERSION: Final = 16  # GRANT ... WITH INHERIT, SET FALSE
@@ -29,15 +31,19 @@ async def fetch_facts(admin: Admin, *, with_owned: bool = False) -> Database:
             " r.rolsuper OR r.rolreplication AS may_replicate,"
             " ARRAY(SELECT datname::text FROM pg_database WHERE NOT datistemplate AND datname <> current_database()"
             " ORDER BY 1) AS databases,"
+            " (SELECT jsonb_object_agg(a.rolname, shobj_description(a.oid, 'pg_authid')) FROM pg_roles a"
+            "  WHERE a.rolcanlogin AND a.rolname = ANY ($1)) AS marks,"
+            " ARRAY(SELECT DISTINCT usename::text FROM pg_stat_replication WHERE usename = ANY ($1)) AS senders,"
             " (SELECT sum(pg_database_size(oid)) FROM pg_database"
             "  WHERE has_database_privilege(oid, 'CONNECT'))::bigint AS size_bytes"
-            " FROM pg_roles r WHERE r.rolname = current_user"
+            " FROM pg_roles r WHERE r.rolname = current_user",
+            [*OWN_ROLES],
         )
     if row is None:
         raise DatabaseUnreachable(f"{admin.host}: the login went while it was used")
-    schema, has_vector = "", False
+    schema, has_vector, has_pooler = "", False, False
     if SHARED_DATABASE in row["databases"]:
-        schema, has_vector = await _schema(admin, SHARED_DATABASE)
+        schema, has_vector, has_pooler = await _schema(admin, SHARED_DATABASE)
     newest = available_migrations()[-1].name
     return Database(
         server_version=row["text"],
@@ -46,6 +52,9 @@ async def fetch_facts(admin: Admin, *, with_owned: bool = False) -> Database:
         has_vector=has_vector,
         size_bytes=rounded(row["size_bytes"] or 0),
         owned_slots=await _owned(admin, row["databases"]) if with_owned else 0,
+        has_pooler=has_pooler,
+        marks=json.loads(row["marks"] or "{}"),
+        senders=tuple(row["senders"]),
         faults=tuple(_faults(row["version"] // 10_000, dict(row))),
     )
 
@@ -70,14 +79,15 @@ def _faults(major: int, row: dict[str, object]) -> list[str]:
     return found
 
 
-async def _schema(admin: Admin, database: str) -> tuple[str, bool]:
-    """The last migration of a database of ours, and whether it has pgvector."""
+async def _schema(admin: Admin, database: str) -> tuple[str, bool, bool]:
+    """The last migration of a database of ours, whether it has pgvector, whether the pooler can log clients in."""
     async with connection_to(admin, database) as connection:
         if not await connection.fetchval("SELECT to_regclass('engram.schema_migrations') IS NOT NULL"):
-            return "", False
+            return "", False, False
         name = await connection.fetchval("SELECT name FROM engram.schema_migrations ORDER BY number DESC LIMIT 1")
         vector = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'vector')")
-        return str(name or ""), bool(vector)
+        pooler = await connection.fetchval("SELECT to_regprocedure('engram.pooler_login(text)') IS NOT NULL")
+        return str(name or ""), bool(vector), bool(pooler)
 
 
 async def _owned(admin: Admin, databases: list[str]) -> int:
@@ -92,16 +102,6 @@ async def _owned(admin: Admin, databases: list[str]) -> int:
     return total
 
 
-async def refresh_settings(admin: Admin) -> bool:
-    """True if the server was told to read its certificate anew, because the file is newer than what it has read."""
-    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
-        is_old = await connection.fetchval(
-            "SELECT current_setting('ssl') = 'on' AND"
-            " (pg_stat_file(current_setting('ssl_cert_file'))).modification > pg_conf_load_time()"
-        )
-        return bool(is_old) and bool(await connection.fetchval("SELECT pg_reload_conf()"))
-
-
 async def fetch_tenant(admin: Admin, database: str, role: str) -> OnShard:
     """What a shard knows of a tenant. Raises DatabaseUnreachable, LoginRefused."""
     async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
@@ -111,7 +111,7 @@ async def fetch_tenant(admin: Admin, database: str, role: str) -> OnShard:
         has_database = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database)
     if not has_database:
         return OnShard(is_current=False, mark=mark or "", shard_map=None)
-    schema, _ = await _schema(admin, database)
+    schema, _, _ = await _schema(admin, database)
     if not schema:
         return OnShard(is_current=False, mark=mark or "", shard_map=None)
     shard_map = await fetch_map(admin, database, role)

@@ -7,10 +7,10 @@ after every round, so a crash between any two steps leaves nothing to remember. 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from engram_contract.names import PROTECTED_LABEL, TENANT_LABEL
+from engram_contract.names import PROTECTED_LABEL, ROTATE_ANNOTATION, TENANT_LABEL
 from engram_contract.spec import ClusterSpec, Provider
 from engram_operator.manifests.cluster import build_cluster, build_shard
 from engram_operator.manifests.credentials import PLACEHOLDER, KeyPair
@@ -19,6 +19,7 @@ from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.site import Site
 from engram_operator.plan import certificates
 from engram_operator.plan.observed import Observed, Silence
+from engram_operator.plan.roles import all_have_roles, is_rotation_due, is_rotation_over
 from engram_operator.plan.shard import Wanted, held_back, plan_databases, plan_objects, plan_shard
 from engram_operator.plan.shards import Shards, plan_shards
 from engram_operator.plan.steps import (
@@ -26,6 +27,7 @@ from engram_operator.plan.steps import (
     MakeCredentials,
     Manifest,
     Remove,
+    RotateCredentials,
     Step,
     TurnCertificates,
     Wait,
@@ -72,16 +74,20 @@ def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
     shards = plan_shards(spec, seen)
     owner = Owner(spec.namespace, spec.name, seen.metadata["uid"])
     credentials = seen.credentials or PLACEHOLDER
+    if seen.credentials is not None and is_rotation_over(seen.databases, shards.all_kept, seen.credentials):
+        credentials = replace(credentials, superuser_previous="")
     certificate = _certificate(spec, seen)
     objects = build_cluster(spec, owner, site, credentials, certificate, _members(spec, shards, seen))
+    patroni = _PatroniFile.of(spec, seen, objects, shards)
     wanted = tuple(_wanted(spec, shard, owner, site) for shard in shards.all_kept) if _is_managed(spec) else ()
-    base = Track("cluster", (*_plan_base(spec, seen), *plan_objects(objects, seen), *shards.notes))
+    due = [each for each in objects if not patroni.has_to_wait or each["metadata"]["name"] != patroni.name]
+    base = Track("cluster", (*_plan_base(spec, seen), *plan_objects(due, seen), *shards.notes))
     if _is_managed(spec):
-        tracks = [Track(each.id, tuple(plan_shard(spec, each, seen))) for each in wanted]
+        tracks = [Track(each.id, tuple(plan_shard(spec, each, seen, is_file_new=patroni.is_new))) for each in wanted]
         held = sorted({held_back(spec, each, seen) for each in wanted} - {""})
     else:
         told = {each: seen.databases.get(each, Silence("it has not been asked yet")) for each in shards.all_kept}
-        tracks = [Track(each, tuple(plan_databases(each, database))) for each, database in told.items()]
+        tracks = [Track(each, tuple(plan_databases(each, database, seen))) for each, database in told.items()]
         held = []
     kept = {_key(each) for each in (*objects, *(part for each in wanted for part in each.parts))}
     kept.add(("Secret", ClusterNames(spec.name, spec.namespace).ca))  # with its key: made by a step, not by a builder
@@ -92,6 +98,24 @@ def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
 def _wanted(spec: ClusterSpec, shard_id: str, owner: Owner, site: Site) -> Wanted:
     *objects, statefulset = build_shard(spec, shard_id, owner, site)
     return Wanted(shard_id, statefulset["metadata"]["name"], tuple(objects), statefulset)
+
+
+@dataclass(frozen=True, slots=True)
+class _PatroniFile:
+    """The Secret of the passwords that Patroni reads: it may name a role only when every shard has it."""
+
+    name: str
+    is_new: bool
+    has_to_wait: bool
+
+    @classmethod
+    def of(cls, spec: ClusterSpec, seen: Observed, objects: Iterable[Manifest], shards: Shards) -> "_PatroniFile":
+        name = ClusterNames(spec.name, spec.namespace).patroni
+        wanted = next((each for each in objects if _key(each) == ("Secret", name)), {})
+        live = seen.live("Secret", name)
+        is_new = live is not None and live.get("data") == wanted.get("data")
+        is_known = seen.credentials is not None and all_have_roles(seen.databases, shards.all_kept, seen.credentials)
+        return cls(name, is_new, has_to_wait=live is not None and not is_new and not is_known)
 
 
 def _members(spec: ClusterSpec, shards: Shards, seen: Observed) -> dict[str, int]:
@@ -127,6 +151,9 @@ def _plan_base(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
         step = certificates.plan_certificates(seen.certificates, told, dns_names, seen.now_s)
         if step is not certificates.Step.KEEP:
             yield TurnCertificates(step.value)
+    asked = seen.annotations.get(ROTATE_ANNOTATION, "")
+    if seen.credentials is not None and _is_managed(spec) and is_rotation_due(seen.credentials, asked):
+        yield RotateCredentials(asked)
 
 
 def plan_protection(seen: Observed, *, is_wanted: bool) -> Iterator[Step]:

@@ -9,7 +9,6 @@ Pure.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any, Final
 
 from engram_contract.names import APPLIED_ANNOTATION
@@ -41,40 +40,45 @@ def plan_apply(manifest: Manifest, live: Manifest | None) -> Apply | None:
 
 
 def first_difference(desired: object, live: object, path: str = "") -> str | None:
-    """The path of the first field of `desired` that `live` has not, or has otherwise; None if there is none."""
-    if isinstance(desired, Mapping):
-        if not isinstance(live, Mapping):
-            return path
-        for name, value in desired.items():
-            place = f"{path}.{name}"
-            found = first_difference(value, live[name], place) if name in live else place
-            if found is not None:
-                return found
-        return None
+    """The path of the first field of `desired` that `live` has not, or has otherwise; None if there is none.
+
+    JSON knows no other containers than dict and list; to ask for more (abc) made a reconcile five times as slow.
+    """
+    if isinstance(desired, dict):
+        return _first_difference_of_dicts(desired, live, path)
     if isinstance(desired, list):
         return _first_difference_of_lists(desired, live, path)
     return None if desired == live and isinstance(desired, bool) == isinstance(live, bool) else path
 
 
-def _first_difference_of_lists(desired: list[Any], live: object, path: str) -> str | None:
-    if not isinstance(live, list):
+def _first_difference_of_dicts(desired: dict[str, Any], live: object, path: str) -> str | None:
+    if not isinstance(live, dict):
         return path
-    key = next(
-        (each for each in MERGE_KEYS if all(isinstance(item, Mapping) and each in item for item in desired)), None
-    )
-    if key is None and len(desired) != len(live):
-        return path
-    for index, item in enumerate(desired):
-        place = f"{path}[{item[key] if key else index}]"
-        twin = _twin(item, live, key) if key else live[index]
-        found = place if twin is None else first_difference(item, twin, place)
+    for name, value in desired.items():
+        if name not in live:
+            return f"{path}.{name}"
+        found = first_difference(value, live[name], f"{path}.{name}")
         if found is not None:
             return found
     return None
 
 
-def _twin(item: Mapping[str, Any], live: list[Any], key: str) -> object:
-    """The item of the live list with the same key; one that is equal, if several have it."""
-    twins = [each for each in live if isinstance(each, Mapping) and each.get(key) == item[key]]
-    settled = [each for each in twins if first_difference(item, each) is None]
-    return next(iter(settled or twins), None)
+def _first_difference_of_lists(desired: list[Any], live: object, path: str) -> str | None:
+    if not isinstance(live, list):
+        return path
+    key = next((each for each in MERGE_KEYS if all(isinstance(item, dict) and each in item for item in desired)), None)
+    if key is None and len(desired) != len(live):
+        return path
+    for index, item in enumerate(desired):
+        place = f"{path}[{item[key] if key else index}]"
+        found = _difference_to_twins(item, live, key, place) if key else first_difference(item, live[index], place)
+        if found is not None:
+            return found
+    return None
+
+
+def _difference_to_twins(item: dict[str, Any], live: list[Any], key: str, place: str) -> str | None:
+    """None if one of the items with the same key has all; else what the first of them lacks."""
+    twins = (each for each in live if isinstance(each, dict) and each.get(key) == item[key])
+    differences = [first_difference(item, twin, place) for twin in twins]
+    return None if None in differences else next(iter(differences), place)

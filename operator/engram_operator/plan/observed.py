@@ -10,8 +10,10 @@ from typing import Any
 from engram_contract.names import MANAGED_BY, MANAGED_BY_LABEL, SHARD_LABEL
 from engram_operator.manifests.credentials import Credentials
 from engram_operator.plan.certificates import Stored
-from engram_operator.plan.members import Leader, Member, read_leader, read_member
+from engram_operator.plan.members import Leader, Member, read_leader, read_member, seconds_of
 from engram_operator.plan.steps import Manifest
+
+DOWN = ("ShardsReady", "False")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,9 @@ class Database:
     has_vector: bool
     size_bytes: int
     owned_slots: int
+    marks: Mapping[str, str | None] = field(default_factory=dict)  # of our own roles that may log in
+    senders: tuple[str, ...] = ()  # as whom replicas read the log
+    has_pooler: bool = False  # whether PgBouncer can ask for its clients' verifiers
     faults: tuple[str, ...] = ()  # of an External one: what it lacks
 
 
@@ -78,6 +83,12 @@ class Observed:
     def status(self) -> Mapping[str, Any]:
         """The MemoryCluster's, as it was written last."""
         return self.resource.get("status") or {}
+
+    def down_for_s(self) -> float:
+        """For how long not all shards serve, as the status tells; 0 while they do, or before they ever did."""
+        conditions = self.status.get("conditions") or ()
+        since = [each["lastTransitionTime"] for each in conditions if (each["type"], each["status"]) == DOWN]
+        return max(0.0, self.now_s - seconds_of(since[0])) if since else 0.0
 
     def live(self, kind: str, name: str) -> Manifest | None:
         """The object, or None."""

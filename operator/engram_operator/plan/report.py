@@ -193,7 +193,8 @@ def _rotation(seen: Observed, ended: Round) -> str:
     """The request for new credentials that is carried out: the present one once nothing is left of it."""
     asked = seen.annotations.get(ROTATE_ANNOTATION, "")
     before = str(seen.status.get("rotation") or "")
-    is_left = seen.credentials is None or seen.credentials.rotation != asked or bool(ended.done or ended.waits)
+    made = seen.credentials
+    is_left = made is None or made.rotation != asked or bool(made.superuser_previous or ended.done)
     return before if is_left else asked
 
 

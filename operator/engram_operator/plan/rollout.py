@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from engram_contract.names import PRIMARY_ROLE
+from engram_operator.manifests.patroni import REPLICA_ROLE
 from engram_operator.plan.members import SYNC_ROLES, Leader, Member
 from engram_operator.plan.steps import RestartPod, RestartPostgres, Step, Switchover, Wait
 
@@ -126,16 +128,17 @@ def _plan_pods(crew: Crew, outdated: Sequence[Member]) -> Iterator[Step]:
 def _plan_settings(crew: Crew, waiting: Sequence[Member]) -> Iterator[Step]:
     primary = crew.primary
     if primary is not None and primary in waiting and any(each.goes_down for each in primary.restart_for or ()):
-        yield from _restart_postgres(primary)
+        yield from _restart_postgres(crew, primary)
         return
     replica = next((each for each in crew.replicas if each in waiting), None)
     if replica is None and len(crew.members) > 1:
         yield from plan_switchover(crew, crew.replicas, f"{crew.leader.name} has to restart for new settings")
         return
-    yield from _restart_postgres(replica or waiting[0])
+    yield from _restart_postgres(crew, replica or waiting[0])
 
 
-def _restart_postgres(member: Member) -> Iterator[Step]:
+def _restart_postgres(crew: Crew, member: Member) -> Iterator[Step]:
     names = ", ".join(each.name for each in member.restart_for or ()) or "new settings"
-    yield RestartPostgres(member.name, member.ip, member.role, names)
+    role = PRIMARY_ROLE if member.name == crew.leader.name else REPLICA_ROLE  # Patroni takes no other word here
+    yield RestartPostgres(member.name, member.ip, role, names)
     yield Wait("RollingUpdate", f"Postgres in {member.name} restarts for {names}", LOOK_S)

@@ -35,15 +35,19 @@ def plan_shape(desired: Manifest, live: Manifest | None, inputs: str, policy: Up
         spec["volumeClaimTemplates"] = kept.get("claims") or _claims_of(live)
     held = ""
     if kept.get("inputs") == inputs and policy is UpdatePolicy.ON_CHANGE and "template" in kept:
-        place = first_difference(spec["template"], kept["template"]) or first_difference(
-            kept["template"], spec["template"]
-        )
-        held = f"the pods' template differs at {place.lstrip('.')}" if place else ""
+        held = _said(spec["template"], kept["template"])
         spec["template"] = kept["template"]
     shape = {"inputs": inputs, "template": spec["template"], "claims": spec["volumeClaimTemplates"]}
     note = json.dumps(shape, sort_keys=True, separators=(",", ":"))
     result["metadata"].setdefault("annotations", {})[SHAPE_ANNOTATION] = note
     return result, held
+
+
+def _said(wanted: Manifest, kept: Manifest) -> str:
+    if wanted == kept:
+        return ""
+    place = first_difference(wanted, kept) or first_difference(kept, wanted) or ""
+    return f"the pods' template differs at {place.lstrip('.')}"
 
 
 def _kept(live: Manifest | None) -> Mapping[str, Any]:

@@ -16,10 +16,11 @@ from engram_operator.manifests.storage import build_claim
 from engram_operator.plan.drift import first_difference, plan_apply
 from engram_operator.plan.members import ordinal_of, primary_of
 from engram_operator.plan.observed import Database, Observed, Silence
+from engram_operator.plan.roles import plan_roles
 from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
 from engram_operator.plan.shape import inputs_of, plan_shape
 from engram_operator.plan.sizing import plan_members
-from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, Step, Wait
+from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, Remove, Step, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ class Wanted:
         return (*self.objects, self.statefulset)
 
 
-def plan_shard(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> Iterator[Step]:
-    """What to do about one shard now."""
+def plan_shard(spec: ClusterSpec, wanted: Wanted, seen: Observed, *, is_file_new: bool) -> Iterator[Step]:
+    """What to do about one shard now. `is_file_new`: Patroni's Secret names the roles of the present credentials."""
+    lost = tuple(_plan_beginning(spec, wanted, seen))
+    if lost:
+        yield from lost
+        return
     yield from plan_objects(wanted.objects, seen)
     yield from plan_objects(build_dcs_owners(wanted.scope, wanted.statefulset, seen.objects), seen)
     yield from _plan_claims(spec, wanted.id, seen)
@@ -54,13 +59,14 @@ def plan_shard(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> Iterator[St
         yield step
         yield Wait("StatefulSetChanged", f"{wanted.scope} is to follow its StatefulSet", LOOK_S)
         return
-    yield from _plan_members(spec, wanted, seen, crew, before)
+    yield from _plan_members(spec, wanted, seen, before, is_file_new=is_file_new)
 
 
 def _plan_members(
-    spec: ClusterSpec, wanted: Wanted, seen: Observed, crew: Crew, before: tuple[Step, ...]
+    spec: ClusterSpec, wanted: Wanted, seen: Observed, before: tuple[Step, ...], *, is_file_new: bool
 ) -> Iterator[Step]:
     live = seen.live("StatefulSet", wanted.scope) or {}
+    crew = crew_of(wanted, seen, live)
     if (live.get("status") or {}).get("observedGeneration") != live["metadata"].get("generation"):
         yield Wait("StatefulSetChanged", f"{wanted.scope} is to follow its StatefulSet", LOOK_S)
         return
@@ -73,9 +79,10 @@ def _plan_members(
         yield wait_for_primary(crew)
         return
     told = seen.databases.get(wanted.id, Silence("it has not been asked yet"))
-    yield from plan_databases(wanted.id, told)
-    if isinstance(told, Silence) or not told.is_current:
+    yield from plan_databases(wanted.id, told, seen, needs_pooler=spec.pooler.enabled)
+    if isinstance(told, Silence) or not told.is_current or seen.credentials is None:
         return
+    yield from plan_roles(wanted.id, told, seen.credentials, crew.members, is_file_new=is_file_new)
     yield from before
     if before:
         return
@@ -106,14 +113,19 @@ def plan_objects(manifests: Iterable[Manifest], seen: Observed) -> Iterator[Step
             yield step
 
 
-def plan_databases(shard_id: str, told: Database | Silence) -> Iterator[Step]:
+def plan_databases(
+    shard_id: str, told: Database | Silence, seen: Observed, *, needs_pooler: bool = False
+) -> Iterator[Step]:
     """The schema before any map names the shard, or the wait for an answer."""
     if isinstance(told, Silence):
-        yield Wait("DatabaseSilent", f"{shard_id}: {told.reason}", 5.0, is_fault=True)
+        is_late = seen.down_for_s() > PATIENCE_S  # a switchover or a restart takes seconds
+        yield Wait("DatabaseSilent", f"{shard_id}: {told.reason}", LOOK_S, is_fault=is_late)
     elif told.faults:
         yield Wait("DatabaseUnfit", f"{shard_id}: {'; '.join(told.faults)}", 30.0, is_fault=True)
     elif not told.is_current:
         yield PrepareShard(shard_id, f"schema is at {told.schema_version or 'nothing'}")
+    elif needs_pooler and not told.has_pooler:
+        yield PrepareShard(shard_id, "the pooler cannot ask for its clients' verifiers yet")
 
 
 def wait_for_primary(crew: Crew) -> Wait:
@@ -130,6 +142,30 @@ def wait_for_primary(crew: Crew) -> Wait:
 def _is_late(crew: Crew) -> bool:
     since = [each.unready_since_s for each in crew.members if each.unready_since_s is not None]
     return bool(since) and crew.now_s - min(since) > PATIENCE_S
+
+
+def _plan_beginning(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> Iterator[Step]:
+    """What must not be left of an earlier shard of this name, or must not be missing, before members start.
+
+    Patroni keeps in `<scope>-config` whose data it is. Without volumes it would wait for that data for ever; and with
+    volumes but without it, an empty volume that is first would begin another database beside them.
+    """
+    if seen.live("StatefulSet", wanted.scope) is not None:
+        return
+    claims = seen.claims(wanted.id)
+    config = seen.live("ConfigMap", f"{wanted.scope}-config")
+    if not claims and config is not None and seen.leader(wanted.scope).is_initialized:
+        for part in ("config", "leader", "failover", "sync"):
+            left = seen.live("ConfigMap", f"{wanted.scope}-{part}")
+            if left is not None:
+                yield Remove(left, "it tells of volumes that are gone")
+        yield Wait("StateRemoved", f"{wanted.scope} begins anew", LOOK_S)
+    elif claims and config is None and len(claims) < spec.replicas + 1:
+        message = (
+            f"{wanted.scope} has {len(claims)} retained volumes and no ConfigMap {wanted.scope}-config, which says"
+            f" whose data they hold: set spec.replicas to {len(claims) - 1} until it serves, lest an empty volume comes first"
+        )
+        yield Wait("StateLost", message, 30.0, is_fault=True)
 
 
 def _plan_claims(spec: ClusterSpec, shard_id: str, seen: Observed) -> Iterator[Step]:

@@ -18,6 +18,8 @@ def plan_members(crew: Crew, wanted: int, present: int) -> tuple[int, tuple[Step
         return present, (wait_for(sick, crew.now_s),)
     if len(rest) < last:
         return present, (Wait("RestNotHealthy", f"{crew.scope}: a member goes only when all others are there", 5.0),)
-    if any(each.ordinal >= last and each.name == crew.leader.name for each in crew.members):
-        return present, tuple(plan_switchover(crew, rest, f"{crew.leader.name} is to go"))
-    return last, ()
+    if any(each.name == crew.leader.name for each in rest):
+        return last, ()
+    if crew.primary is None:  # its pod went by itself, so who leads next is not known yet
+        return present, (Wait("NoPrimary", f"{crew.scope}: a member goes only while another one leads", 2.0),)
+    return present, tuple(plan_switchover(crew, rest, f"{crew.leader.name} is to go"))

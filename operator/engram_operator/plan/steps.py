@@ -112,6 +112,38 @@ class TurnRoles:
 
 
 @dataclass(frozen=True, slots=True)
+class RetireRoles:
+    """Nobody logs in as the shard's old roles any more."""
+
+    shard: str
+    roles: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"retire {', '.join(self.roles)} on {self.shard}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadFiles:
+    """The shard's members read their files anew."""
+
+    shard: str
+    ips: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"have the {len(self.ips)} members of {self.shard} read their files"
+
+
+@dataclass(frozen=True, slots=True)
+class RotateCredentials:
+    """New passwords beside those in use."""
+
+    request: str
+
+    def __str__(self) -> str:
+        return f"rotate the cluster's credentials ({self.request})"
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareTenant:
     """The tenant has its role and its database on the shard."""
 
@@ -171,6 +203,9 @@ Step = (
     | Switchover
     | PrepareShard
     | TurnRoles
+    | RetireRoles
+    | ReloadFiles
+    | RotateCredentials
     | PrepareTenant
     | PublishMap
     | Wait

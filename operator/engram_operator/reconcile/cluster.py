@@ -21,9 +21,9 @@ from engram_operator.manifests.site import Site
 from engram_operator.plan.cluster import Plan, plan_cluster
 from engram_operator.plan.observed import Observed
 from engram_operator.plan.report import Round, build_status, refused_status
-from engram_operator.plan.steps import Apply
+from engram_operator.plan.steps import Apply, ReloadFiles
 from engram_operator.reconcile.execute import execute, preview
-from engram_operator.reconcile.hands import hands_for
+from engram_operator.reconcile.hands import hands_for, refresh_certificates
 from engram_operator.reconcile.observe import observe_cluster
 from engram_operator.workqueue import Key
 
@@ -74,7 +74,10 @@ class ClusterReconciler:
     async def _carry_out(self, spec: ClusterSpec, seen: Observed, plan: Plan) -> Round:
         if spec.paused or spec.plan_only:
             return preview(plan.tracks)
-        return await execute(hands_for(self._kube, self._term(), spec, seen), plan.tracks)
+        ended = await execute(hands_for(self._kube, self._term(), spec, seen), plan.tracks)
+        for name in await refresh_certificates(spec, seen):
+            log.info("certificate read anew", extra={"pod": name})
+        return ended
 
     async def _report(self, resource: Manifest, status: dict[str, Any]) -> None:
         """The status is as given; a write only if it was not."""
@@ -111,7 +114,9 @@ def _outcome(spec: ClusterSpec, plan: Plan, ended: Round) -> Outcome:
     waits += tuple(f"{track}: {note.message}" for track, note in ended.notes)
     again_s = min((wait.seconds for _, wait in ended.waits), default=None)
     if ended.done:
-        return Outcome("acted", SOON_S, tuple(map(str, ended.done)), waits)
+        # What was asked of Patroni shows when the kubelet has brought the files, not at once.
+        again_s = again_s if all(isinstance(step, ReloadFiles) for step in ended.done) else SOON_S
+        return Outcome("acted", again_s, tuple(map(str, ended.done)), waits)
     if (spec.paused or spec.plan_only) and plan.lines:
         return Outcome("waiting", SHOWN_S, (), ("paused" if spec.paused else "planOnly",))
     return Outcome("waiting" if waits else "settled", again_s, (), waits)

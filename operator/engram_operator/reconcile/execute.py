@@ -15,7 +15,7 @@ from typing import Final
 
 from engram_contract.names import CLUSTER_LABEL
 from engram_operator.clients.kube import CALL_TIMEOUT_S, NAMESPACES, OWNED, Kube, Manifest
-from engram_operator.clients.patroni import restart_postgres
+from engram_operator.clients.patroni import reload_files, restart_postgres
 from engram_operator.errors import (
     ApiConflict,
     ApiError,
@@ -35,9 +35,12 @@ from engram_operator.plan.steps import (
     MakeCredentials,
     Note,
     PrepareShard,
+    ReloadFiles,
     Remove,
     RestartPod,
     RestartPostgres,
+    RetireRoles,
+    RotateCredentials,
     Step,
     Switchover,
     TurnCertificates,
@@ -68,6 +71,8 @@ class Hands:
     turn_certificates: Callable[[str], Awaitable[None]]
     prepare_shard: Callable[[str], Awaitable[None]]
     turn_roles: Callable[[str], Awaitable[None]]
+    retire_roles: Callable[[str, tuple[str, ...]], Awaitable[None]]
+    rotate_credentials: Callable[[str], Awaitable[None]]
 
 
 async def execute(hands: Hands, tracks: Iterable[Track]) -> Round:
@@ -91,7 +96,7 @@ async def execute(hands: Hands, tracks: Iterable[Track]) -> Round:
                 is_over = track.name == CLUSTER_TRACK
                 break
             ended = replace(ended, done=(*ended.done, step))
-            if isinstance(step, MakeCredentials | TurnCertificates):
+            if isinstance(step, MakeCredentials | TurnCertificates | RotateCredentials):
                 return ended  # everything after it was planned without what it made
         if is_over:
             break
@@ -116,19 +121,33 @@ async def _act(hands: Hands, step: Step) -> None:
         case Switchover():
             manifest = build_switchover(hands.namespace, hands.cluster, step.scope, step.primary, step.candidate)
             await hands.kube.apply(OWNED["ConfigMap"], manifest, SWITCHOVER_MANAGER, timeout_s=_left_s(hands))
-        case RestartPostgres():
-            _left_s(hands)
-            await restart_postgres(step.ip, *hands.restapi(), role=step.role)
         case MakeCredentials():
             await hands.make_credentials()
         case TurnCertificates(name):
             await hands.turn_certificates(name)
-        case PrepareShard(shard):
+        case RotateCredentials(request):
+            await hands.rotate_credentials(request)
+        case _:
             _left_s(hands)
+            await _act_inside(hands, step)
+
+
+async def _act_inside(hands: Hands, step: Step) -> None:
+    """What goes to Postgres and Patroni themselves."""
+    match step:
+        case PrepareShard(shard):
             await hands.prepare_shard(shard)
         case TurnRoles(shard):
-            _left_s(hands)
             await hands.turn_roles(shard)
+        case RetireRoles(shard, names):
+            await hands.retire_roles(shard, names)
+        case ReloadFiles(_, ips):
+            for ip in ips:
+                await reload_files(ip, *hands.restapi())
+        case RestartPostgres():
+            await restart_postgres(step.ip, *hands.restapi(), role=step.role)
+        case _:
+            raise AssertionError(f"nobody does {type(step).__name__} here")
 
 
 async def _apply(hands: Hands, manifest: Manifest) -> None:

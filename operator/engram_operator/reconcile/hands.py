@@ -6,13 +6,15 @@ them from there.
 
 import secrets
 import time
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from engram_contract.names import SHARED_DATABASE
 from engram_contract.spec import ClusterSpec, Provider
 from engram_operator.certificates import changed_certificates
-from engram_operator.clients import postgres, x509
+from engram_operator.clients import postgres, roles, x509
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.kube import SECRETS, Kube
 from engram_operator.clients.postgres import ShardIdentity
@@ -21,14 +23,16 @@ from engram_operator.leadership import Term
 from engram_operator.manifests.credentials import RESTAPI_USER, Credentials, build_credentials_secret, build_keys_secret
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
-from engram_operator.plan.certificates import Step
+from engram_operator.plan.certificates import BACKDATE_S, Step
 from engram_operator.plan.drift import stamped
 from engram_operator.plan.migrations import MigrationConflict
 from engram_operator.plan.observed import Observed
+from engram_operator.plan.roles import marks_of, passwords_of
 from engram_operator.reconcile.execute import FIELD_MANAGER, Hands
-from engram_operator.reconcile.observe import admins_of
+from engram_operator.reconcile.observe import admin_for, admins_of, ca_of
 
 PASSWORD_BYTES: Final = 32
+YOUNG_S: Final = 86_400.0  # a certificate that is older was read by every member long ago
 
 
 def hands_for(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed) -> Hands:
@@ -43,6 +47,8 @@ def hands_for(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed) -> Hand
         turn_certificates=partial(turn_certificates, kube, term, spec, seen),
         prepare_shard=partial(prepare_shard, kube, spec, seen),
         turn_roles=partial(turn_roles, kube, spec, seen),
+        retire_roles=partial(retire_roles, kube, spec, seen),
+        rotate_credentials=partial(rotate_credentials, kube, term, spec, seen),
     )
 
 
@@ -83,13 +89,13 @@ async def turn_certificates(kube: Kube, term: Term, spec: ClusterSpec, seen: Obs
 async def prepare_shard(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) -> None:
     """The shard's shared database has this version's schema. Raises OperatorError."""
     admin = await login(kube, spec, seen, shard_id)
-    if seen.credentials is None:
-        raise OperatorError("the cluster has no credentials yet")
-    identity = ShardIdentity(seen.credentials.cluster_id, shard_id)
+    identity = ShardIdentity(_credentials(seen).cluster_id, shard_id)
     try:
         if spec.provider is Provider.MANAGED:
             await postgres.close_databases(admin)
         await postgres.migrate(admin, SHARED_DATABASE, identity)
+        if spec.pooler.enabled and spec.provider is Provider.MANAGED:
+            await roles.keep_pooler(admin)
     except MigrationConflict as error:
         raise OperatorError(str(error)) from error
 
@@ -107,12 +113,60 @@ async def login(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) ->
     raise refused
 
 
+async def rotate_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed, request: str) -> None:
+    """The Secret holds new passwords beside the superuser's old one. Raises ApiConflict if somebody wrote it since."""
+    old = _credentials(seen)
+    fresh = new_credentials()
+    rotated = replace(
+        old,
+        letter="b" if old.letter == "a" else "a",
+        superuser=fresh.superuser,
+        superuser_previous=old.superuser,
+        replication=fresh.replication,
+        rewind=fresh.rewind,
+        rotation=request,
+    )
+    manifest = stamped(build_credentials_secret(spec, Owner(spec.namespace, spec.name, seen.metadata["uid"]), rotated))
+    live = seen.live("Secret", manifest["metadata"]["name"]) or {}
+    manifest["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+    await kube.apply(SECRETS, manifest, FIELD_MANAGER, timeout_s=term.check())
+
+
 async def turn_roles(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) -> None:
-    """The shard's roles for replication are those of the credentials. Raises OperatorError."""
-    raise NotImplementedError
+    """The shard's own roles are those of the credentials. Raises OperatorError."""
+    credentials = _credentials(seen)
+    admin = await login(kube, spec, seen, shard_id)
+    await roles.keep_roles(admin, passwords_of(credentials), marks_of(credentials))
+
+
+async def retire_roles(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, names: tuple[str, ...]) -> None:
+    """Nobody logs in as these any more. Raises OperatorError."""
+    await roles.retire_roles(await login(kube, spec, seen, shard_id), names)
+
+
+async def refresh_certificates(spec: ClusterSpec, seen: Observed) -> tuple[str, ...]:
+    """The members that were told to read a newer certificate. While one is young all are asked: the kubelet is slow."""
+    served = seen.certificates.serving if seen.certificates else None
+    if not spec.postgres.tls.enabled or served is None or seen.credentials is None:
+        return ()
+    if seen.now_s - served.not_before_s - BACKDATE_S > YOUNG_S:
+        return ()
+    told = []
+    names, ca = ClusterNames(spec.name, spec.namespace), ca_of(seen, spec)
+    for shard_id in seen.shards_present():
+        for member in seen.members(shard_id):
+            if member.is_healthy:
+                admin = admin_for(names.shard(shard_id).host(member.ordinal), seen.credentials, ca)
+                with suppress(OperatorError):  # one that does not answer is asked again at the next round
+                    told += [member.name] if await roles.reread_certificate(admin) else []
+    return tuple(told)
+
+
+def _credentials(seen: Observed) -> Credentials:
+    if seen.credentials is None:
+        raise OperatorError("the cluster has no credentials yet")
+    return seen.credentials
 
 
 def _restapi(seen: Observed) -> tuple[str, str]:
-    if seen.credentials is None:
-        raise OperatorError("the cluster has no credentials yet")
-    return RESTAPI_USER, seen.credentials.restapi
+    return RESTAPI_USER, _credentials(seen).restapi

@@ -6,7 +6,6 @@ fetch --> gone? --> parse --> its cluster: there, admits it, not paused? --> obs
 import asyncio
 import base64
 import binascii
-import hashlib
 import json
 import secrets
 import time
@@ -27,6 +26,7 @@ from engram_operator.leadership import Leadership, Term
 from engram_operator.plan.maps import tenant_database
 from engram_operator.plan.migrations import MigrationConflict
 from engram_operator.plan.observed import Observed, Silence
+from engram_operator.plan.roles import mark_of
 from engram_operator.plan.steps import Apply, PrepareTenant, PublishMap, Step, Wait
 from engram_operator.plan.tenant import (
     OnShard,
@@ -252,8 +252,3 @@ def known_maps(config: Manifest | None) -> tuple[ShardMap, ...]:
         return () if text is None else (ShardMap.from_json(text),)
     except BadMap:
         return ()
-
-
-def mark_of(role: str, password: str) -> str:
-    """What a role says of its password without telling it: sixteen hex digits."""
-    return hashlib.sha256(f"{role}\0{password}".encode()).hexdigest()[:16]
