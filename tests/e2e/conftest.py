@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.e2e import memory
 from tests.e2e.cluster import (
     CONTEXTS_VARIABLE,
     E2E_LABEL,
@@ -23,6 +24,7 @@ from tests.e2e.cluster import (
     open_cluster,
 )
 from tests.e2e.evidence import evidence
+from tests.e2e.operators import Operators, operating
 from tests.e2e.releases import NAMESPACE, RESTRICTED, install, remove
 from tests.e2e.stage import Stage, new_stage
 
@@ -103,6 +105,25 @@ def release(cluster: Cluster) -> Iterator[str]:
         yield install(cluster)
     finally:
         remove(cluster)
+
+
+@pytest.fixture(scope="module")
+def ready_cluster(cluster: Cluster, release: str) -> Iterator[tuple[str, str]]:
+    """Namespace and name of a MemoryCluster that is Ready: one shard, one replica, in a `restricted` namespace."""
+    with cluster.namespace("memory") as namespace:
+        memory.restrict(cluster, namespace)
+        memory.apply(cluster, memory.build_memory(namespace))
+        memory.wait_ready(cluster, namespace)
+        yield namespace, "memory"
+
+
+@pytest.fixture(scope="module")
+def operators(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
+    """Where a file's tests start operators as processes of their own; no release is installed."""
+    if not cluster.has_crds():
+        cluster.apply_crds()
+    with operating(cluster, tmp_path_factory.mktemp("operators")) as opened:
+        yield opened
 
 
 @pytest.hookimpl(tryfirst=True)

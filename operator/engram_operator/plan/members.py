@@ -36,7 +36,7 @@ PRIMARY_FIRST: Final = frozenset(
         "max_worker_processes",
     }
 )
-SYNC_ROLES: Final = frozenset({"sync_standby", "quorum_standby"})
+SYNC_ROLE: Final = "sync_standby"  # Patroni's word; it writes it beside the member, not in it
 
 
 @dataclass(frozen=True, slots=True)

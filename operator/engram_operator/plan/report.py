@@ -14,7 +14,7 @@ from typing import Any, Final
 from engram_contract.names import ROTATE_ANNOTATION
 from engram_contract.spec import ClusterSpec, Provider
 from engram_operator.plan.cluster import Plan
-from engram_operator.plan.members import Member, lag_bytes, primary_of
+from engram_operator.plan.members import SYNC_ROLE, Leader, Member, lag_bytes, primary_of
 from engram_operator.plan.observed import Database, Observed
 from engram_operator.plan.steps import Note, Step, Wait
 
@@ -163,7 +163,7 @@ def _shard(spec: ClusterSpec, shard_id: str, seen: Observed, ended: Round) -> Js
         status |= {
             "primary": primary.name if primary else "",
             "readyReplicas": sum(each.is_healthy and each.name != leader.name for each in members),
-            "members": [_member(each, lag_bytes(each, primary, leader)) for each in members],
+            "members": [_member(each, lag_bytes(each, primary, leader), leader) for each in members],
         }
     if isinstance(told, Database):
         status |= {
@@ -175,10 +175,10 @@ def _shard(spec: ClusterSpec, shard_id: str, seen: Observed, ended: Round) -> Js
     return status
 
 
-def _member(member: Member, lag: int | None) -> Json:
+def _member(member: Member, lag: int | None, leader: Leader) -> Json:
     status: Json = {
         "name": member.name,
-        "role": member.role,
+        "role": SYNC_ROLE if member.name in leader.sync else member.role,
         "ready": member.is_healthy,
         "message": member.trouble[:MAX_MESSAGE_CHARS],
     }

@@ -16,7 +16,7 @@ from typing import Final
 
 from engram_contract.names import PRIMARY_ROLE
 from engram_operator.manifests.patroni import REPLICA_ROLE
-from engram_operator.plan.members import SYNC_ROLES, Leader, Member
+from engram_operator.plan.members import Leader, Member
 from engram_operator.plan.steps import RestartPod, RestartPostgres, Step, Switchover, Wait
 
 LOOK_S: Final = 2.0  # while something is under way that no event announces
@@ -100,7 +100,7 @@ def candidate_of(crew: Crew, members: Sequence[Member]) -> Member | None:
     ahead = crew.leader.position or 0
     able = [each for each in members if each.is_healthy and each.name != crew.leader.name]
     if crew.leader.sync:
-        able = [each for each in able if each.name in crew.leader.sync or each.role in SYNC_ROLES]
+        able = [each for each in able if each.name in crew.leader.sync]
     able = [each for each in able if each.position is not None and ahead - each.position <= MAX_LAG_BYTES]
     return max(able, key=lambda each: (each.position or 0, -each.ordinal), default=None)
 

@@ -163,7 +163,8 @@ def _plan_beginning(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> Iterat
     elif claims and config is None and len(claims) < spec.replicas + 1:
         message = (
             f"{wanted.scope} has {len(claims)} retained volumes and no ConfigMap {wanted.scope}-config, which says"
-            f" whose data they hold: set spec.replicas to {len(claims) - 1} until it serves, lest an empty volume comes first"
+            f" whose data they hold: set spec.replicas to {len(claims) - 1} until it serves, so that no empty volume"
+            " comes first"
         )
         yield Wait("StateLost", message, 30.0, is_fault=True)
 

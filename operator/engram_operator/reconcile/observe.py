@@ -157,7 +157,9 @@ async def _ask(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, *, 
     try:
         for admin in await admins_of(kube, spec, seen, shard_id):
             try:
-                return await fetch_facts(admin, with_owned=not is_wanted)
+                told = await fetch_facts(admin, with_owned=not is_wanted)
+                # Of a Managed shard a fault is of the moment: a primary that has just become a standby.
+                return Silence("; ".join(told.faults)) if told.faults and not spec.external else told
             except OperatorError as error:
                 reason = str(error)
     except OperatorError as error:
