@@ -3,7 +3,8 @@
   install            what a cluster needs: packages, programs built from Go modules, base images (cached; minutes once)
   up | down          a ready cluster | no trace of one
   status             what there is
-  images [NAME...]   build this checkout's images (operator, sidecar, postgres) and load them into the node
+  images [NAME...]   build this checkout's images (operator, sidecar, postgres) and load them into the node;
+                     by name also postgres-wheel and redis
   run CMD...         CMD in the cluster's network, with its kubectl, helm and KUBECONFIG
   session CMD...     up, images, run CMD, down. Where no cluster can run, CMD alone, told why (ENGRAM_E2E_SKIP);
                      where ENGRAM_E2E_CONTEXT names another cluster, CMD alone
@@ -19,9 +20,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tests.cluster.images import PROJECT, build_and_load
+from tests.cluster.images import BY_NAME, PROJECT, build_and_load
 from tests.cluster.install import CannotRun, check_machine, check_rights, finish, install
-from tests.cluster.layout import CONTEXT, Layout
+from tests.cluster.layout import CONTEXT, OUTSIDE_VARIABLE, Layout
 from tests.cluster.node import ClusterFailed, down, inside, is_ready, up
 
 USAGE = 2
@@ -41,7 +42,8 @@ def alone(at: Layout) -> Iterator[None]:
 
 def run(at: Layout, command: Sequence[str]) -> int:
     """The status of a command in the cluster, 128 and more if a signal ended it."""
-    return _status(finish(inside(at, command), env=at.environment(os.environ)).returncode)
+    outside = {OUTSIDE_VARIABLE: os.environ.get(OUTSIDE_VARIABLE) or f"/proc/{os.getpid()}/ns/net"}
+    return _status(finish(inside(at, command), env=at.environment(os.environ) | outside).returncode)
 
 
 def session(at: Layout, command: Sequence[str]) -> int:
@@ -66,6 +68,21 @@ def session(at: Layout, command: Sequence[str]) -> int:
                 down(at)
 
 
+def images(at: Layout, names: Sequence[str]) -> int:
+    """The status, once the node has them. What `run` started builds in the machine's network, which has a way out."""
+    if unknown := set(names) - {*PROJECT, *BY_NAME}:
+        there_are = ", ".join((*PROJECT, *BY_NAME))
+        print(f"unknown image {', '.join(sorted(unknown))}; there are {there_are}", file=sys.stderr)
+        return USAGE
+    if network := os.environ.pop(OUTSIDE_VARIABLE, None):
+        again = [sys.executable, "-m", "tests.cluster", "images", *names]
+        return _status(finish(["nsenter", f"--net={network}", "--", *again]).returncode)
+    inside(at, ())
+    for name, took_s in build_and_load(at, tuple(names) or PROJECT).items():
+        print(f"{name}: {took_s:.0f} s")
+    return 0
+
+
 def _status(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
@@ -81,12 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     if verb == "status" and not rest:
         print(f"{CONTEXT}: ready" if is_ready(at) else "no cluster")
     elif verb == "images":
-        if unknown := set(rest) - set(PROJECT):
-            print(f"unknown image {', '.join(sorted(unknown))}; there are {', '.join(PROJECT)}", file=sys.stderr)
-            return USAGE
-        inside(at, ())
-        for name, took_s in build_and_load(at, tuple(rest) or PROJECT).items():
-            print(f"{name}: {took_s:.0f} s")
+        return images(at, rest)
     elif verb in {"install", "up", "down"} and not rest:
         with alone(at):
             {"install": install, "up": up, "down": down}[verb](at)

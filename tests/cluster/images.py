@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from tests.cluster import recipe
-from tests.cluster.install import buildah, cache_alone
+from tests.cluster.install import build_text, buildah, cache_alone
 from tests.cluster.layout import ROOT, Layout
 
 PROJECT: Final = ("operator", "sidecar", "postgres")
+# What only some tests need, by name: the same Dockerfile on the other kind of base, and what stands in for redis:8.
+BY_NAME: Final = ("postgres-wheel", "redis")
 CERTIFICATES: Final = "/etc/ssl/certs"
-KEPT: Final = 30  # untagged images: about three builds of all three
+KEPT: Final = 30  # untagged images: about three builds of the project's three
 PIP_CONFIG: Final = "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n"
 
 
@@ -24,15 +26,23 @@ def project_tag(name: str) -> str:
 
 
 def build(at: Layout, name: str) -> str:
-    """The id of an image of this checkout, built from its Dockerfile on the local base."""
+    """The id of one of the images, now its tag's."""
+    if name == "redis":
+        return build_text(at, project_tag(name), recipe.on_newer(recipe.REDIS))
+    base_tag = recipe.postgres_base_tag() if name == "postgres" else recipe.base_tag()
+    return _build_from_dockerfile(at, project_tag(name), name.removesuffix("-wheel"), base_tag)
+
+
+def _build_from_dockerfile(at: Layout, tag: str, part: str, base_tag: str) -> str:
+    """The id of an image of this checkout, built from its Dockerfile on a local base."""
     with tempfile.NamedTemporaryFile("w", dir=at.scratch, suffix=".conf") as pip:
         pip.write(PIP_CONFIG)
         pip.flush()
         # The machine's own certificates, for downloads during the build only; nothing of them stays in the image.
         mounts = ("-v", f"{CERTIFICATES}:{CERTIFICATES}:ro", "-v", f"{pip.name}:/etc/pip.conf:ro")
-        source = ("-f", str(ROOT / f"Dockerfile.{name}"), str(ROOT))
-        base = ("--build-arg", f"BASE_IMAGE={recipe.base_tag()}")
-        built = buildah(at, "build", "-q", "--layers", "--pull-never", "-t", project_tag(name), *base, *mounts, *source)
+        source = ("-f", str(ROOT / f"Dockerfile.{part}"), str(ROOT))
+        base = ("--build-arg", f"BASE_IMAGE={base_tag}")
+        built = buildah(at, "build", "-q", "--layers", "--pull-never", "-t", tag, *base, *mounts, *source)
     _forget_old(at)
     return built.stdout.strip()
 

@@ -1,4 +1,4 @@
-"""What must be there before a cluster can start: Debian's packages, programs built from Go modules, two base images.
+"""What must be there before a cluster can start: Debian's packages, programs built from Go modules, base images.
 
 Promises: each thing is made once for its recipe and kept in the cache; one that was interrupted is made anew, because a
 thing gets its name only when it is whole. Nothing of the machine is changed but the packages that were missing.
@@ -24,6 +24,8 @@ from tests.cluster.layout import HERE, SYSTEM_PROGRAMS, Layout
 PR_SET_PDEATHSIG: Final = 1
 CLEAN_UP_S: Final = 10.0
 
+SCRIPT: Final = "/usr/share/debootstrap/scripts/sid"  # for a suite that this machine's debootstrap is too old to know
+DATES: Final = ("Acquire::Check-Valid-Until ", "Acquire::Check-Date ")
 POLICY: Final = Path("/usr/sbin/policy-rc.d")
 # Debian's way to install a service without starting it; our own text is known again, if we were killed over it.
 NO_SERVICES: Final = "#!/bin/sh\n# of Engram's test cluster, while it installs packages\nexit 101\n"
@@ -125,9 +127,13 @@ def _install(at: Layout) -> None:
             _link(at.bin / name, at.programs / build.filename)
     if not has_image(at, recipe.pause_tag(pause_source())):
         _build_pause(at)
-    if not has_image(at, recipe.base_tag()):
-        _say("making the base image (once; a minute)")
-        _build_base(at)
+    for tree in (recipe.PYTHON, recipe.NEWER):
+        if not has_image(at, tree.tag):
+            _say(f"making a Debian {tree.suite} (once; a minute)")
+            _build_tree(at, tree)
+    if not has_image(at, recipe.postgres_base_tag()):
+        _say("making the base image with Postgres (once; a minute)")
+        build_text(at, recipe.postgres_base_tag(), recipe.on_newer(recipe.POSTGRES))
 
 
 def kube_sources() -> Mapping[str, bytes]:
@@ -269,20 +275,37 @@ def _build_pause(at: Layout) -> None:
         buildah(at, "build", "-q", "-t", recipe.pause_tag(pause_source()), folder)
 
 
-def _build_base(at: Layout) -> None:
-    """A Debian with Python and nothing else, from the mirror that this machine's own packages come from."""
+def _build_tree(at: Layout, tree: recipe.Tree) -> None:
+    """A Debian from the mirror that this machine's own packages come from, whose signature is checked."""
     with tempfile.TemporaryDirectory(dir=at.scratch) as folder:
         Path(folder).chmod(0o755)
-        tree, log = Path(folder, "tree"), at.cache / "debootstrap.log"
-        wanted = f"--include={','.join(recipe.BASE_PACKAGES)}"
+        root, log = Path(folder, "tree"), at.cache / "debootstrap.log"
+        wanted = f"--include={','.join(tree.packages)}"
         with log.open("w") as out:
-            command = ["debootstrap", "--variant=minbase", wanted, recipe.SUITE, str(tree), *_mirror()]
+            known = Path(SCRIPT).with_name(tree.suite).exists()
+            source = (next(_mirror()), *(() if known else (SCRIPT,)))
+            command = ["debootstrap", "--variant=minbase", wanted, tree.suite, str(root), *source]
             path = {"PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), *SYSTEM_PROGRAMS))}
             subprocess.run(command, check=True, stdout=out, stderr=out, env=os.environ | path)
-        for cached in (*tree.glob("var/cache/apt/archives/*.deb"), *tree.glob("var/lib/apt/lists/*_*")):
+        for cached in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
             cached.unlink()
-        (Path(folder) / "Dockerfile").write_text('FROM scratch\nCOPY tree /\nCMD ["python3"]\n')
-        buildah(at, "build", "-q", "-t", recipe.base_tag(), folder)
+        (root / "etc/apt/apt.conf.d/90machine").write_text(_apt_dates())
+        build_text(at, tree.tag, "FROM scratch\nCOPY tree /\n", Path(folder))
+
+
+def build_text(at: Layout, tag: str, dockerfile: str, folder: Path | None = None) -> str:
+    """The id of the image that a Dockerfile's text makes, which is now its tag's. COPY takes from the folder."""
+    with tempfile.TemporaryDirectory(dir=at.scratch) as empty:
+        text = Path(empty, "Dockerfile")
+        text.write_text(dockerfile)
+        source = ("-f", str(text), str(folder or empty))
+        return buildah(at, "build", "-q", "--layers", "--pull-never", "-t", tag, *source).stdout.strip()
+
+
+def _apt_dates() -> str:
+    """What this machine's apt says of an old Release file, for the apt of a tree: a mirror may be a frozen one."""
+    said = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+    return "".join(f"{line}\n" for line in said.splitlines() if line.startswith(DATES))
 
 
 def _mirror() -> Iterator[str]:

@@ -13,6 +13,7 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 CONTEXT: Final = "engram-test-cluster"
 INSIDE_VARIABLE: Final = "ENGRAM_CLUSTER_INSIDE"  # by which `down` knows what was started by `run`
+OUTSIDE_VARIABLE: Final = "ENGRAM_CLUSTER_OUTSIDE"  # the machine's network, for what `run` started and needs a download
 NODE: Final = "node0"
 NODE_IP: Final = "10.77.0.1"
 POD_CIDR: Final = "10.244.0.0/24"

@@ -46,10 +46,64 @@ PACKAGES: Final = {
 }
 CNI_PLUGINS: Final = "/usr/lib/cni"
 CNI_PACKAGE: Final = "containernetworking-plugins"
-SUITE: Final = "bookworm"
-BASE_PACKAGES: Final = ("python3", "python3-venv", "ca-certificates")
-BASE_IMAGE: Final = "localhost/engram-base"
 PAUSE_IMAGE: Final = "localhost/engram-pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """An image that is a Debian by debootstrap, and nothing else. `suite` may be newer than debootstrap."""
+
+    image: str
+    suite: str
+    packages: tuple[str, ...]
+
+    @property
+    def tag(self) -> str:
+        """Its full name."""
+        return f"{self.image}:{digest(self.suite, *self.packages)}"
+
+
+# In place of python:3.11-slim-bookworm.
+PYTHON: Final = Tree("localhost/engram-base", "bookworm", ("python3", "python3-venv", "ca-certificates"))
+# The first Debian with Postgres 18.
+NEWER: Final = Tree("localhost/engram-debian", "forky", ("ca-certificates",))
+# As in Docker's own Debian, for every apt-get that follows.
+NO_APT_CACHE: Final = """\
+RUN printf '%s\\n' 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };' \
+    'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";' >/etc/apt/apt.conf.d/no-cache
+"""
+# In place of postgres:18-bookworm. The user comes first, because Debian's package would choose a number of its own.
+# And as bookworm's Python, that of forky takes an authority whose certificate does not say what it is for: the test
+# cluster's is one (pki.py), and so are some real ones.
+POSTGRES: Final = """\
+RUN set -eu; \
+    groupadd -g 999 postgres; useradd -u 999 -g 999 -d /var/lib/postgresql -M -s /bin/bash postgres; \
+    mkdir -p /etc/postgresql-common/createcluster.d; \
+    echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/none.conf; \
+    apt-get update; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql-18; \
+    rm -rf /var/lib/apt/lists/*; \
+    mkdir /usr/local/lib/lenient; \
+    echo 'import _ssl, ssl; _ssl.VERIFY_X509_STRICT = ssl.VERIFY_X509_STRICT = ssl.VerifyFlags(0)' \
+        >/usr/local/lib/lenient/sitecustomize.py
+ENV PYTHONPATH=/usr/local/lib/lenient
+ENV PATH=/usr/lib/postgresql/18/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+CMD ["postgres"]
+"""
+# In place of redis:8, whose user, folder and command these are.
+REDIS: Final = """\
+RUN set -eu; \
+    groupadd -g 999 redis; useradd -u 999 -g 999 -d /data -M -s /usr/sbin/nologin redis; \
+    apt-get update; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends redis-server; \
+    rm -rf /var/lib/apt/lists/*; \
+    install -d -o 999 -g 999 /data
+USER 999:999
+WORKDIR /data
+EXPOSE 6379
+ENTRYPOINT ["/bin/sh", "-c", "case \\"$1\\" in -* | *.conf) set -- redis-server \\"$@\\";; esac; exec \\"$@\\"", "--"]
+CMD ["redis-server"]
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +131,18 @@ def linker_flags(name: str) -> tuple[str, ...]:
 
 
 def base_tag() -> str:
-    """The base image's full name."""
-    return f"{BASE_IMAGE}:{digest(SUITE, *BASE_PACKAGES)}"
+    """The full name of the base with Python."""
+    return PYTHON.tag
+
+
+def postgres_base_tag() -> str:
+    """The full name of the base with Postgres."""
+    return f"localhost/engram-postgres-base:{digest(on_newer(POSTGRES))}"
+
+
+def on_newer(steps: str) -> str:
+    """The Dockerfile that takes the steps on the newer Debian."""
+    return f"FROM {NEWER.tag}\n{NO_APT_CACHE}{steps}"
 
 
 def pause_tag(source: bytes) -> str:

@@ -14,8 +14,9 @@ import yaml
 from tests.e2e.releases import CHART
 
 MONITORING_API: Final = "monitoring.coreos.com/v1"
-KUBE_VERSION: Final = "1.29.0"  # the oldest that the chart allows
-CLUSTER_KINDS: Final = {"ClusterRole", "ClusterRoleBinding", "MutatingWebhookConfiguration"}
+KUBE_VERSION: Final = "1.30.0"  # the oldest that the chart allows
+POLICY_KINDS: Final = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+CLUSTER_KINDS: Final = {"ClusterRole", "ClusterRoleBinding", "MutatingWebhookConfiguration"} | POLICY_KINDS
 Json = dict[str, Any]
 
 

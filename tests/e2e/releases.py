@@ -2,8 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
+from functools import cache
 from typing import Any, Final
 
+from engram_contract.names import PROTECTED_LABEL
+from tests.cluster.layout import INSIDE_VARIABLE
 from tests.e2e.cluster import CRDS, Cluster
 from tests.e2e.stage import ROOT
 
@@ -17,13 +22,22 @@ VALUES: Final = {"images": IMAGES, "imagePullPolicy": "IfNotPresent"}
 NAMESPACE: Final = "engram-system"
 RELEASE: Final = "engram"
 CRD_NAMES: Final = [crd["metadata"]["name"] for crd in CRDS]
+POLICIES: Final = "validatingadmissionpolicybindings,validatingadmissionpolicies"
 HELM_WAIT_S: Final = 300.0
 RESTRICTED: Final = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 
 
 def image(part: str) -> str:
-    """The whole name of one of our images."""
-    return f"{IMAGES[part]['repository']}:{IMAGES[part]['tag']}"
+    """The whole name of one of our images, the chart's or another."""
+    return f"{REGISTRY}/engram-{part}:{TAG}"
+
+
+@cache
+def need_image(part: str) -> str:
+    """The whole name of an image that only some tests need (postgres-wheel, redis); our test cluster gets it now."""
+    if INSIDE_VARIABLE in os.environ:
+        subprocess.run([sys.executable, "-m", "tests.cluster", "images", part], check=True, cwd=ROOT)
+    return image(part)
 
 
 def install(cluster: Cluster, **more: Any) -> str:  # noqa: ANN401  values of any shape
@@ -36,5 +50,10 @@ def install(cluster: Cluster, **more: Any) -> str:  # noqa: ANN401  values of an
 def remove(cluster: Cluster) -> None:
     """Nothing of the release is left, its CRDs included, whatever was there."""
     cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout", "120s")
+    # Of a run that was killed, Helm may know nothing any more, and a policy that is gone refuses for a moment yet.
+    cluster.kubectl("delete", POLICIES, "-l", "app.kubernetes.io/part-of=engram", "--ignore-not-found")
     cluster.delete_namespaces(NAMESPACE, is_forced=True)
+    for name in CRD_NAMES:
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+        cluster.request("PATCH", path, {"metadata": {"labels": {PROTECTED_LABEL: "false"}}})
     cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *CRD_NAMES)

@@ -7,17 +7,38 @@ At the end nothing of it is left, CRDs included.
 import http
 import json
 import re
+from functools import partial
 from typing import Final
 
 import yaml
 
-from engram_contract.names import CONTROL_ADMIN_PORT, INJECT_LABEL, SIDECAR_CONTAINER
+from engram_contract.names import (
+    API_VERSION,
+    CLUSTER_KIND,
+    CLUSTERS,
+    CONTROL_ADMIN_PORT,
+    INJECT_LABEL,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    PROTECTED_LABEL,
+    SIDECAR_CONTAINER,
+    TENANT_KIND,
+    TENANTS,
+)
 from tests.e2e.chart import CLUSTER_KINDS, MONITORING_API, Json
 from tests.e2e.cluster import Cluster, CommandFailed, holds
 from tests.e2e.releases import CHART, CRD_NAMES, IMAGES, NAMESPACE, RELEASE, VALUES, install
 
 WEBHOOK: Final = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{RELEASE}-injector"
 LEASE: Final = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{RELEASE}-operator"
+# One kind of each API by which a shard is made.
+MADE_OF: Final = {
+    "/api/v1": "services",
+    "/apis/apps/v1": "statefulsets",
+    "/apis/networking.k8s.io/v1": "networkpolicies",
+    "/apis/policy/v1": "poddisruptionbudgets",
+    "/apis/rbac.authorization.k8s.io/v1": "rolebindings",
+}
 SECRET: Final = f"/api/v1/namespaces/{NAMESPACE}/secrets/{RELEASE}-webhook-tls"
 
 
@@ -111,14 +132,45 @@ def test_helm_installs_everything_and_waits_until_it_is_ready(cluster: Cluster, 
     assert MONITORING_API not in cluster.helm("get", "manifest", RELEASE, "--namespace", NAMESPACE)
 
 
-def test_the_notes_say_how_to_look_and_what_is_missing(cluster: Cluster, release: str) -> None:
-    for command in re.findall(r"^  kubectl (.*)$", release, re.MULTILINE):
+def test_the_notes_say_how_to_look_and_what_is_protected(cluster: Cluster, release: str) -> None:
+    for command in re.findall(r"^  kubectl ((?:-n|get) .*)$", release, re.MULTILINE):
         cluster.kubectl(*command.split())
     assert "rollout status deployment/engram-injector" in release
-    assert "Not in this version" in release
+    assert "kubectl patch mc NAME" in release, "how a protected cluster is opened"
 
 
 def test_the_processes_have_every_right_that_they_need(cluster: Cluster, release: str) -> None:
+    """Also those for a whole shard, of which the pods need not start for that."""
+    with cluster.namespace("working") as namespace:
+        folder = f"/apis/{API_VERSION}/namespaces/{namespace}"
+        kinds = {CLUSTERS: (CLUSTER_KIND, {}), TENANTS: (TENANT_KIND, {"clusterRef": {"name": "memory"}})}
+        for plural, (kind, spec) in kinds.items():
+            body = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": "memory"}, "spec": spec}
+            status, answer = cluster.request("POST", f"{folder}/{plural}", body)
+            assert status == http.HTTPStatus.CREATED, answer
+        for api, plural in MADE_OF.items():
+            path = f"{api}/namespaces/{namespace}/{plural}"
+            cluster.wait_until(f"the operator to make {plural}", partial(made_by_operator, cluster, path))
+        for plural in kinds:
+            cluster.wait_until(f"{plural} to have a status", partial(status_of, cluster, f"{folder}/{plural}/memory"))
+        assert read(cluster, f"/api/v1/namespaces/{namespace}")["metadata"]["labels"][PROTECTED_LABEL] == "true"
+        assert_nothing_was_forbidden(cluster)
+
+
+def made_by_operator(cluster: Cluster, path: str) -> list[Json]:
+    """What of a collection the operator made."""
+    status, found = cluster.request("GET", path, labelSelector=f"{MANAGED_BY_LABEL}={MANAGED_BY}")
+    assert status == http.HTTPStatus.OK, found
+    return list(found["items"])
+
+
+def status_of(cluster: Cluster, path: str) -> Json:
+    """What the operator says of an object; empty if nothing yet."""
+    return dict(read(cluster, path).get("status", {}))
+
+
+def assert_nothing_was_forbidden(cluster: Cluster) -> None:
+    """By their own count, no process was refused for want of a right."""
     for component in ("operator", "injector"):
         for pod in pods(cluster, component):
             path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:{CONTROL_ADMIN_PORT}/proxy/metrics"
@@ -206,7 +258,7 @@ def test_uninstall_leaves_what_people_stored_and_a_new_installation_finds_it(clu
         assert not has(cluster, WEBHOOK)
         selector = ("-l", f"app.kubernetes.io/instance={RELEASE}", "-o", "name", "--namespace", NAMESPACE)
         kinds = ("deployments", "services", "roles", "rolebindings", "networkpolicies", "poddisruptionbudgets")
-        left = cluster.kubectl("get", ",".join([*kinds, *(f"{kind.lower()}s" for kind in CLUSTER_KINDS)]), *selector)
+        left = cluster.kubectl("get", ",".join([*kinds, *map(str.lower, CLUSTER_KINDS)]), *selector)
         assert left.split() == []
         cluster.wait_until("pods to be let alone", lambda: not warnings(cluster, namespace, agent("later")))
 

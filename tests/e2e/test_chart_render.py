@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from engram_contract.names import MANAGED_BY, MANAGED_BY_LABEL, PATRONI_PORT, POSTGRES_PORT, REDIS_PORT
 from engram_operator.settings import InjectorSettings, OperatorSettings
 from tests.e2e.chart import (
     CASES,
@@ -48,7 +49,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 
 
 def test_an_older_kubernetes_is_refused() -> None:
-    done = helm("template", "engram", str(CHART), "--kube-version", "1.28.9")
+    done = helm("template", "engram", str(CHART), "--kube-version", "1.29.14")
     assert done.returncode != 0
     assert "kubeVersion" in done.stderr
 
@@ -127,6 +128,11 @@ def test_the_processes_understand_their_environment(case: Case) -> None:
         return {name: fields[it["fieldRef"]["fieldPath"]] if isinstance(it, dict) else it for name, it in found.items()}
 
     operator = OperatorSettings.from_env(seen_by("operator"))
+    labels = deployment(objects, "operator")["spec"]["selector"]["matchLabels"]
+    assert dict(operator.site.operator_labels) == labels, "by these the shards' network policies let the operator in"
+    asked = case.values.get("imagePullPolicy", "IfNotPresent"), case.values.get("imagePullSecrets", [])
+    assert operator.site.image_pull_policy == asked[0]
+    assert [{"name": name} for name in operator.site.image_pull_secrets] == asked[1]
     assert pod(objects, "operator")["containers"][0]["args"] == ["run"]
     leases = [rule for each in kind_of(objects, "Role") for rule in each["rules"] if rule["resources"] == ["leases"]]
     assert [operator.lease_name] in [rule.get("resourceNames") for rule in leases]
@@ -147,7 +153,7 @@ def test_the_processes_understand_their_environment(case: Case) -> None:
         for rule in each["rules"]
         if rule["resources"] == ["secrets"]
     }
-    assert secrets == {(operator.webhook.tls_secret,)} == {(injector.tls_secret,)}
+    assert secrets == {(operator.webhook.tls_secret,)} == {(injector.tls_secret,)}, "the injector reads this one alone"
 
 
 @each_case
@@ -164,20 +170,24 @@ def test_bindings_lead_from_a_role_to_its_account(case: Case) -> None:
 
 
 def test_images_are_named_by_digest_then_tag_then_version() -> None:
-    def images(case: Case) -> tuple[str, str]:
+    def images(case: Case) -> list[str]:
         objects = render(case)
-        return pod(objects, "operator")["containers"][0]["image"], environment(pod(objects, "injector"))[
-            "ENGRAM_SIDECAR_IMAGE"
-        ]
+        told = environment(pod(objects, "operator")) | environment(pod(objects, "injector"))
+        parts = [told[f"ENGRAM_{part}_IMAGE"] for part in ("SIDECAR", "POSTGRES", "REDIS")]
+        return [pod(objects, "operator")["containers"][0]["image"], *parts]
 
     by_why = {case.why: case for case in CASES}
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    assert images(DEFAULTS) == (f"localhost/engram-operator:{version}", f"localhost/engram-sidecar:{version}")
-    assert images(by_why["images by tag"]) == ("r.example/o:1.0", "r.example/s:2024_01")
-    digests = (
+    ours = [f"localhost/engram-{part}:{version}" for part in ("operator", "sidecar", "postgres")]
+    assert images(DEFAULTS) == [*ours, "docker.io/library/redis:8"]
+    tagged = ["r.example/o:1.0", "r.example/s:2024_01", "r.example/p:18", "r.example/r:8-alpine"]
+    assert images(by_why["images by tag"]) == tagged
+    digests = [
         "registry.example:5000/engram/operator@sha256:" + "a" * 64,
         "registry.example/engram/sidecar@sha256:" + "b" * 64,
-    )
+        "registry.example/engram/postgres@sha256:" + "c" * 64,
+        "registry.example/redis@sha256:" + "d" * 64,
+    ]
     assert images(by_why["images by digest"]) == digests
 
 
@@ -234,6 +244,39 @@ def test_the_webhook_is_asked_from_anywhere_or_from_where_it_is_said() -> None:
     api_server = [{"ipBlock": {"cidr": "10.0.0.1/32"}}]
     assert peers() == [None]
     assert peers(networkPolicy={"webhookFrom": api_server}) == [api_server]
+
+
+def test_only_the_operator_reaches_databases_ours_and_those_that_are_named() -> None:
+    def ways(component: str, **values: object) -> list[tuple[list[int], object]]:
+        policies = kind_of(render(DEFAULTS, **values), "NetworkPolicy")
+        (policy,) = [each for each in policies if each["metadata"]["name"] == f"engram-{component}"]
+        return [([port["port"] for port in rule["ports"]], rule.get("to")) for rule in policy["spec"]["egress"]]
+
+    shards = {"namespaceSelector": {}, "podSelector": {"matchLabels": {MANAGED_BY_LABEL: MANAGED_BY}}}
+    ours = [([POSTGRES_PORT, PATRONI_PORT, REDIS_PORT], [shards])]
+    peers = [{"ipBlock": {"cidr": "10.9.0.0/16"}}]
+    theirs: list[Json] = [{"to": peers, "ports": [5432, 6543]}, {"to": [], "ports": [15432]}]
+    assert ways("operator") == ways("injector") + ours
+    named = ways("operator", networkPolicy={"externalDatabases": theirs})
+    assert named == [*ways("operator"), ([5432, 6543], peers), ([15432], None)]
+    assert ways("injector", networkPolicy={"externalDatabases": theirs}) == ways("injector")
+
+
+@each_case
+def test_a_policy_asks_only_about_deletions_and_is_bound_by_its_own_name(case: Case) -> None:
+    objects = render(case)
+    policies = kind_of(objects, "ValidatingAdmissionPolicy")
+    bindings = {each["metadata"]["name"]: each["spec"] for each in kind_of(objects, "ValidatingAdmissionPolicyBinding")}
+    for each in policies:
+        spec = each["spec"]
+        assert spec["failurePolicy"] == "Fail"
+        assert all(rule["operations"] == ["DELETE"] for rule in spec["matchConstraints"]["resourceRules"])
+        assert not any("resourceNames" in rule for rule in spec["matchConstraints"]["resourceRules"]), (
+            "a delete of a collection goes past them"
+        )
+        name = each["metadata"]["name"]
+        assert bindings.pop(name) == {"policyName": name, "validationActions": ["Deny"]}
+    assert bindings == {}
 
 
 def test_values_are_taken_where_they_belong() -> None:
@@ -299,6 +342,8 @@ def test_an_insisted_monitor_without_its_api_is_an_error_that_says_so(name: str)
         ({"injector": {"failurePolicy": "Never"}}, "failurePolicy"),
         ({"injector": {"timeoutSeconds": 31}}, "timeoutSeconds"),
         ({"images": {"operator": {"digest": "sha256:1"}}}, "digest"),
+        ({"deletionProtection": {"enabled": "no"}}, "deletionProtection"),
+        ({"networkPolicy": {"externalDatabases": [{"to": []}]}}, "externalDatabases"),
         ({"networkPolicy": {"apiServer": {"ports": [70000]}}}, "ports"),
         ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "podMonitor"),
         ({"nmeOverride": "x"}, "nmeOverride"),

@@ -1,7 +1,12 @@
-"""The Postgres image under Patroni, as a StatefulSet made by hand: it replicates, fails over and loses nothing."""
+"""The Postgres image under Patroni, as a StatefulSet made by hand: it replicates, fails over and loses nothing.
+
+And the same from the other base, with the Postgres of a wheel: what both can do is asked of both.
+"""
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +14,7 @@ import pytest
 
 from tests.e2e import shards
 from tests.e2e.cluster import Cluster
-from tests.e2e.releases import image
+from tests.e2e.releases import image, need_image
 
 SHARD: Final = "s0"
 WRITES_S: Final = 20  # a take-over, with time before and after it
@@ -19,10 +24,33 @@ WRITER: Final = Path(__file__).with_name("writer.py")
 @pytest.fixture(scope="module")
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace that enforces Pod Security `restricted`, with a shard of two members."""
-    with cluster.namespace("shard") as name:
-        cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    with restricted(cluster, "shard") as name:
         shards.create_shard(cluster, name, SHARD, members=2)
         yield name
+
+
+@pytest.fixture(scope="module")
+def wheel(cluster: Cluster) -> Iterator[str]:
+    """As `namespace`, with the image that has its Postgres from a wheel."""
+    ours = need_image("postgres-wheel")
+    with restricted(cluster, "wheel") as name:
+        manifests = json.dumps(list(shards.build_shard(name, SHARD, members=2)))
+        shards.apply(cluster, json.loads(manifests.replace(f'"{image("postgres")}"', f'"{ours}"')))
+        wait_members(cluster, name)
+        yield name
+
+
+@contextmanager
+def restricted(cluster: Cluster, prefix: str) -> Iterator[str]:
+    with cluster.namespace(prefix) as name:
+        cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+        yield name
+
+
+def wait_members(cluster: Cluster, namespace: str) -> None:
+    """Both members are ready, and one is the primary."""
+    cluster.wait_until("both members", lambda: len(shards.ready(cluster, namespace, SHARD)) == 2)
+    cluster.wait_until("a primary", lambda: shards.primary(cluster, namespace, SHARD))
 
 
 def sql(cluster: Cluster, namespace: str, pod: str, query: str) -> str:
@@ -60,12 +88,25 @@ def written(cluster: Cluster, namespace: str, name: str) -> tuple[set[int], dict
     return {int(line) for line in lines if line.isdigit()}, json.loads(last)
 
 
-def test_the_image_has_what_a_shard_needs(cluster: Cluster, namespace: str) -> None:
+@pytest.mark.parametrize(("base", "tls"), [("namespace", "OpenSSL"), ("wheel", "")])
+def test_the_image_has_what_a_shard_needs(
+    cluster: Cluster, request: pytest.FixtureRequest, base: str, tls: str
+) -> None:
+    namespace = request.getfixturevalue(base)
     assert sql(cluster, namespace, f"{SHARD}-0", "SHOW server_version_num").startswith("18")
+    assert sql(cluster, namespace, f"{SHARD}-0", "SHOW ssl_library") == tls
     extensions = sql(cluster, namespace, f"{SHARD}-0", "SELECT string_agg(name, ' ') FROM pg_available_extensions")
     assert "vector" in extensions.split()
     for program in ("barman-cloud-backup", "barman-cloud-wal-archive", "barman-cloud-restore", "patronictl"):
         cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", f"/opt/patroni/bin/{program}", "--help")
+
+
+def test_the_pooler_knows_prepared_statements(cluster: Cluster, namespace: str) -> None:
+    said = cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", "/opt/pgbouncer", "--version")
+    version = re.match(r"PgBouncer (\d+)\.(\d+)", said)
+    assert version is not None
+    assert (int(version[1]), int(version[2])) >= (1, 21)  # the first with max_prepared_statements
+    assert "tls: OpenSSL" in said
 
 
 def test_the_container_writes_only_where_it_must(cluster: Cluster, namespace: str) -> None:
@@ -76,7 +117,11 @@ def test_the_container_writes_only_where_it_must(cluster: Cluster, namespace: st
     assert cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", "id", "-u").strip() == "999"
 
 
-def test_the_second_member_is_a_synchronous_replica(cluster: Cluster, namespace: str) -> None:
+@pytest.mark.parametrize("base", ["namespace", "wheel"])
+def test_the_second_member_is_a_synchronous_replica(
+    cluster: Cluster, request: pytest.FixtureRequest, base: str
+) -> None:
+    namespace = request.getfixturevalue(base)
     leader = shards.primary(cluster, namespace, SHARD)
     assert leader is not None
     query = "SELECT string_agg(state || ' ' || sync_state, ',') FROM pg_stat_replication"
@@ -88,6 +133,15 @@ def test_the_second_member_is_a_synchronous_replica(cluster: Cluster, namespace:
 
 @pytest.mark.parametrize("how", ["in order", "by force", "its Postgres killed"])
 def test_the_primary_is_lost_and_no_acknowledged_row_is(cluster: Cluster, namespace: str, how: str) -> None:
+    lose_primary(cluster, namespace, how)
+
+
+def test_nor_is_one_of_the_wheel(cluster: Cluster, wheel: str) -> None:
+    lose_primary(cluster, wheel, "by force")
+
+
+def lose_primary(cluster: Cluster, namespace: str, how: str) -> None:
+    """The primary was lost under a writer and another, or itself, has every row that was acknowledged."""
     cluster.wait_until("both members", lambda: len(shards.ready(cluster, namespace, SHARD)) == 2)
     lost = shards.primary(cluster, namespace, SHARD)
     assert lost is not None

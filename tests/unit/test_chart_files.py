@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_chart_has_the_version_of_the_distribution() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert (chart["version"], chart["appVersion"]) == (version, version)
-    assert chart["kubeVersion"] == ">=1.29.0-0", "native sidecars are on by default from 1.29"
+    assert chart["kubeVersion"] == ">=1.30.0-0", "ValidatingAdmissionPolicy is stable and on from 1.30"
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
@@ -98,9 +99,8 @@ def test_every_panel_reads_metrics_that_exist() -> None:
 
 def test_the_dashboard_shows_every_metric() -> None:
     shown = set[str]().union(*(series_of(expr) for exprs in PANELS.values() for expr in exprs))
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in SERIES} == {
-        re.sub(r"_bucket$", "", name) for name in shown
-    }
+    bare = partial(re.sub, r"_(bucket|sum|count)$", "")
+    assert {*map(bare, SERIES)} == {*map(bare, shown)}
 
 
 def test_panels_have_ids_and_places_of_their_own() -> None:
@@ -126,6 +126,12 @@ def test_the_templates_spell_the_contract() -> None:
         assert f"containerPort: {port}}}" in text
     assert f"path: {names.WEBHOOK_PATH}\n" in TEMPLATES["webhook.yaml"]
     assert f"port: {names.ADMIN_PORT_NAME}," in TEMPLATES["monitors.yaml"]
+    for port in (names.POSTGRES_PORT, names.PATRONI_PORT, names.REDIS_PORT):
+        assert f"{{port: {port}, protocol: TCP}}" in TEMPLATES["network-policies.yaml"]
+    assert f"{names.MANAGED_BY_LABEL}: {names.MANAGED_BY}" in TEMPLATES["network-policies.yaml"]
+    assert f'$label := "{names.PROTECTED_LABEL}"' in TEMPLATES["protection.yaml"]
+    for plural in (names.CLUSTERS, names.TENANTS):
+        assert f'"{plural}.{names.GROUP}"' in TEMPLATES["protection.yaml"]
 
 
 @pytest.mark.parametrize("name", ["operator-rbac.yaml", "injector-rbac.yaml"])

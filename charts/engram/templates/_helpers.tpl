@@ -26,6 +26,24 @@ app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
+{{/* As engram.selector, in one line: name=value, separated by commas. No label holds either. */}}
+{{- define "engram.selectorAsText" -}}
+{{- $pairs := list -}}
+{{- range $name, $value := include "engram.selector" . | fromYaml -}}
+{{- $pairs = append $pairs (printf "%s=%s" $name $value) -}}
+{{- end -}}
+{{- join "," $pairs -}}
+{{- end -}}
+
+{{/* The names of imagePullSecrets, separated by commas. */}}
+{{- define "engram.pullSecrets" -}}
+{{- $names := list -}}
+{{- range .Values.imagePullSecrets -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- join "," $names -}}
+{{- end -}}
+
 {{/* Labels of every object. Ours win over those of the values, which the schema keeps apart. */}}
 {{- define "engram.labels" -}}
 {{- $ours := include "engram.selector" . | fromYaml -}}
@@ -160,4 +178,13 @@ yes
 {{/* Labels of an object that Prometheus selects: all labels, and those of monitoring.labels. */}}
 {{- define "engram.monitorMetadata" -}}
 {{- include "engram.metadata" (merge (dict "more" .root.Values.monitoring.labels) .) -}}
+{{- end -}}
+
+{{/* Who deletes only what somebody else was allowed to delete: see protection.yaml. */}}
+{{- define "engram.lettingControllersThrough" -}}
+matchConditions:
+  - name: asked-for-by-somebody-else
+    expression: >-
+      !(request.userInfo.username in ["system:serviceaccount:kube-system:namespace-controller",
+      "system:serviceaccount:kube-system:generic-garbage-collector", "system:kube-controller-manager"])
 {{- end -}}
