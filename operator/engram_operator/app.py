@@ -76,7 +76,7 @@ class Runtime:
         self._leadership = leadership
         pod_name = settings.identity.pod_name
         recorder = Recorder(kube, time.time, pod_name, self._check, metrics.count_event_dropped)
-        clusters = ClusterReconciler(kube, leadership, settings.site, recorder)
+        clusters = ClusterReconciler(kube, leadership, settings.site, recorder, metrics)
         tenants = TenantReconciler(kube, leadership)
         self._queue = WorkQueue(boot_clock)
         reconcilers = {CLUSTER_KIND: clusters.reconcile, TENANT_KIND: tenants.reconcile}

@@ -1,6 +1,7 @@
 """Every metric of the control plane, declared once. Labels are verbs, codes and outcomes, never a name of an object."""
 
-from collections.abc import Callable
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -74,6 +75,20 @@ class OperatorMetrics(ApiMetrics):
             "Events that were not written because there were too many of their object.",
             registry=self.registry,
         )
+
+        self._clusters = Gauge(
+            "engram_operator_clusters",
+            "MemoryClusters by condition and its status, as this process reported them last; none while it follows.",
+            ("condition", "status"),
+            registry=self.registry,
+        )
+
+    def set_clusters(self, conditions: Iterable[Mapping[str, str]]) -> None:
+        """The conditions of every cluster, each a map of type to status."""
+        counts = Counts((kind, status) for each in conditions for kind, status in each.items())
+        self._clusters.clear()
+        for (kind, status), count in counts.items():
+            self._clusters.labels(kind, status).set(count)
 
     def set_leader(self, *, is_leader: bool) -> None:
         """Whether this process leads."""

@@ -83,6 +83,7 @@ def unwritten() -> dict[tuple[str, str, str], set[Resource]]:
     """The calls whose resource is a variable, by module, method and text, with what gets there."""
     return {
         ("execute.py", "apply", "resource"): of_kinds(built()),
+        ("execute.py", "apply", "OWNED[kind]"): of_kinds(PRUNED),
         ("execute.py", "fetch", "OWNED[kind]"): of_kinds(built() - {*MANAGERS}),
         ("execute.py", "delete", "OWNED[kind]"): of_kinds({*PRUNED, "Pod"}),
         ("observe.py", "fetch_labelled", "resource"): of_kinds(OWNED),

@@ -18,6 +18,7 @@ from engram_operator.errors import ApiNotFound, LostLease
 from engram_operator.events import About, Recorder
 from engram_operator.leadership import Leadership, Term
 from engram_operator.manifests.site import Site
+from engram_operator.metrics import OperatorMetrics
 from engram_operator.plan.cluster import Plan, plan_cluster
 from engram_operator.plan.observed import Observed
 from engram_operator.plan.report import Round, build_status, refused_status
@@ -43,12 +44,15 @@ class ClusterReconciler:
         leadership: Leadership,
         site: Site,
         recorder: Recorder,
+        metrics: OperatorMetrics,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._kube = kube
         self._leadership = leadership
         self._site = site
         self._recorder = recorder
+        self._metrics = metrics
+        self._conditions: dict[Key, dict[str, str]] = {}  # of each cluster, as they were reported last
         self._wall_clock = wall_clock
 
     async def reconcile(self, key: Key) -> Outcome:
@@ -56,9 +60,9 @@ class ClusterReconciler:
         try:
             resource = await self._kube.fetch(MEMORY_CLUSTERS, key.namespace, key.name)
         except ApiNotFound:
-            return Outcome("gone")
+            return self._gone(key)
         if "deletionTimestamp" in resource["metadata"]:
-            return Outcome("gone")  # its objects go with it; nothing outside is ours to clean
+            return self._gone(key)  # its objects go with it; nothing outside is ours to clean
         try:
             spec = ClusterSpec.from_resource(resource)
         except BadSpec as error:
@@ -71,6 +75,11 @@ class ClusterReconciler:
         await self._tell(resource, ended)
         return _outcome(spec, plan, ended)
 
+    def _gone(self, key: Key) -> Outcome:
+        self._conditions.pop(key, None)
+        self._metrics.set_clusters(self._conditions.values())
+        return Outcome("gone")
+
     async def _carry_out(self, spec: ClusterSpec, seen: Observed, plan: Plan) -> Round:
         if spec.paused or spec.plan_only:
             return preview(plan.tracks)
@@ -81,6 +90,9 @@ class ClusterReconciler:
 
     async def _report(self, resource: Manifest, status: dict[str, Any]) -> None:
         """The status is as given; a write only if it was not."""
+        key = Key(CLUSTER_KIND, resource["metadata"]["namespace"], resource["metadata"]["name"])
+        self._conditions[key] = {each["type"]: each["status"] for each in status["conditions"]}
+        self._metrics.set_clusters(self._conditions.values())
         if is_same_status(resource.get("status") or {}, status):
             return
         metadata = resource["metadata"]

