@@ -57,6 +57,23 @@ class Store(Kube):
         found = [self.objects[path] for path in sorted(self.objects) if path.startswith(start) and end in path]
         return copy.deepcopy(found[:limit])
 
+    async def fetch_labelled(
+        self, resource: Resource, namespace: str | None, selector: str, *, timeout_s: float = 10.0
+    ) -> list[Manifest]:
+        label, _, value = selector.partition("=")
+        found = await self.fetch_some(resource, namespace, limit=1_000, timeout_s=timeout_s)
+        return [each for each in found if not selector or each["metadata"].get("labels", {}).get(label) == value]
+
+    async def apply_status(
+        self, resource: Resource, manifest: Manifest, field_manager: str, *, timeout_s: float = 10.0
+    ) -> Manifest:
+        metadata = manifest["metadata"]
+        path = self._write("patch", resource, metadata["namespace"], f"{metadata['name']}", timeout_s)
+        self.writes[-1] = ("patch", f"{path}/status")
+        if path not in self.objects:
+            raise ApiNotFound(f"{path}: 404")
+        return self.put(resource, self.objects[path] | {"status": manifest["status"]})
+
     async def create(
         self, resource: Resource, namespace: str | None, manifest: Manifest, *, timeout_s: float = 10.0
     ) -> Manifest:
