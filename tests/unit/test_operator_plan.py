@@ -7,9 +7,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from engram_contract.names import UPDATE_ANNOTATION
+from engram_operator.plan.cluster import plan_cluster
 from engram_operator.plan.observed import TenantSeen
 from engram_operator.plan.report import Round
-from engram_operator.plan.steps import Apply, RestartPod, RestartPostgres, Switchover
+from engram_operator.plan.steps import Apply, MakeCredentials, RestartPod, RestartPostgres, Switchover, Wait
 from tests.plan_world import BAD_IMAGE, CLUSTER, World, spec_of
 
 
@@ -197,3 +198,17 @@ def test_whatever_is_asked_for_in_between_the_last_word_counts(edits: list[dict[
     assert len(world.pods()) == replicas + 1
     assert {world.objects["Pod", name]["image"] for name in world.pods()} == {"engram-postgres:9"}
     assert condition(world, "Ready") == ("True", "Ready")
+
+
+@pytest.mark.parametrize(
+    ("fault", "has_volumes", "reason"),
+    [("", True, "CredentialsLost"), ("the Secret has no key superuser", False, "CredentialsDamaged")],
+)
+def test_passwords_that_volumes_need_are_never_made_anew(fault: str, has_volumes: bool, reason: str) -> None:
+    world = World()
+    if has_volumes:
+        world.settle(spec_of())
+    seen = replace(world.observe(), credentials=None, credentials_fault=fault)
+    plan = plan_cluster(spec_of(), seen, world.site)
+    assert not [step for track in plan.tracks for step in track.steps if isinstance(step, MakeCredentials)]
+    assert [step.reason for step in plan.tracks[0].steps if isinstance(step, Wait)] == [reason]

@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from engram_contract.names import PROTECTED_LABEL, ROTATE_ANNOTATION, TENANT_LABEL
-from engram_contract.spec import ClusterSpec, Provider
+from engram_contract.spec import CacheProvider, ClusterSpec, Provider
 from engram_operator.manifests.cluster import build_cluster, build_shard
 from engram_operator.manifests.credentials import PLACEHOLDER, KeyPair
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.site import Site
 from engram_operator.plan import certificates
+from engram_operator.plan.members import read_member
 from engram_operator.plan.observed import Observed, Silence
 from engram_operator.plan.roles import all_have_roles, is_rotation_due, is_rotation_over
+from engram_operator.plan.rollout import LOOK_S, wait_for
 from engram_operator.plan.shard import Wanted, held_back, plan_databases, plan_objects, plan_shard
 from engram_operator.plan.shards import Shards, plan_shards
 from engram_operator.plan.steps import (
@@ -92,7 +94,22 @@ def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
     kept = {_key(each) for each in (*objects, *(part for each in wanted for part in each.parts))}
     kept.add(("Secret", ClusterNames(spec.name, spec.namespace).ca))  # with its key: made by a step, not by a builder
     prune = Track("prune", tuple(_plan_prune(kept, seen)))
-    return Plan((base, *tracks, prune), shards, "; ".join(held))
+    cache = Track("cache", tuple(_plan_cache(spec, seen)))
+    return Plan((base, *tracks, cache, prune), shards, "; ".join(held))
+
+
+def _plan_cache(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
+    """What a Managed Redis waits for. It costs speed, so no shard waits for it; but somebody should know."""
+    if spec.cache.provider is not CacheProvider.MANAGED:
+        return
+    pod = seen.live("Pod", f"{ClusterNames(spec.name, spec.namespace).redis}-0")
+    if pod is None:
+        yield Wait("CacheNotReady", "Redis has no pod yet", LOOK_S)
+        return
+    member = read_member(pod)
+    if not member.is_healthy:
+        told = wait_for([member], seen.now_s)
+        yield Wait("CacheNotReady", f"Redis: {told.message}", told.seconds, told.is_fault)
 
 
 def _wanted(spec: ClusterSpec, shard_id: str, owner: Owner, site: Site) -> Wanted:
@@ -140,7 +157,10 @@ def _plan_base(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
     if _is_managed(spec):
         yield from plan_protection(seen, is_wanted=spec.deletion_protection or seen.has_protected_sibling)
     if seen.credentials is None:
-        yield MakeCredentials()
+        lost = _lost_credentials(spec, seen)
+        yield lost or MakeCredentials()
+        if lost:
+            return
     if _is_managed(spec) and spec.postgres.tls.enabled:
         told = frozenset(
             each.fingerprint
@@ -154,6 +174,21 @@ def _plan_base(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
     asked = seen.annotations.get(ROTATE_ANNOTATION, "")
     if seen.credentials is not None and _is_managed(spec) and is_rotation_due(seen.credentials, asked):
         yield RotateCredentials(asked)
+
+
+def _lost_credentials(spec: ClusterSpec, seen: Observed) -> Wait | None:
+    """Why no new passwords may be made: those in the volumes are others, and with new ones nothing could be opened."""
+    name = ClusterNames(spec.name, spec.namespace).credentials
+    if seen.credentials_fault:
+        message = f"Secret {name} is damaged: {seen.credentials_fault}. Restore it"
+        return Wait("CredentialsDamaged", message, 30.0, is_fault=True)
+    if any(seen.of_kind("PersistentVolumeClaim")):
+        message = (
+            f"Secret {name} is gone, and there are volumes whose passwords it held. Restore it; or, if the volumes may"
+            " go, delete their claims"
+        )
+        return Wait("CredentialsLost", message, 30.0, is_fault=True)
+    return None
 
 
 def plan_protection(seen: Observed, *, is_wanted: bool) -> Iterator[Step]:

@@ -63,6 +63,7 @@ class Observed:
     certificates: Stored | None
     tenants: tuple[TenantSeen, ...]
     now_s: float
+    credentials_fault: str = ""  # why the Secret that is there cannot be read; never with what stands in it
 
     def with_databases(self, databases: Mapping[str, Database | Silence]) -> "Observed":
         """The same with what the shards' databases told."""

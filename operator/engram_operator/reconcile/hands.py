@@ -78,7 +78,9 @@ async def turn_certificates(kube: Kube, term: Term, spec: ClusterSpec, seen: Obs
     names = ClusterNames(spec.name, spec.namespace)
     secret = seen.live("Secret", names.ca)
     data = x509.decoded((secret or {}).get("data"))
-    bundle = data.get(x509.BUNDLE_KEY, b"")
+    # Where the CA's Secret is lost, members still serve what they have: its CA stays trusted beside the new one.
+    served = x509.decoded((seen.live("Secret", names.tls) or {}).get("data"))
+    bundle = data.get(x509.BUNDLE_KEY) or served.get(x509.BUNDLE_KEY, b"")
     data = changed_certificates(Step(step), data, bundle, names.dns_names, time.time())
     manifest = build_keys_secret(spec, Owner(spec.namespace, spec.name, seen.metadata["uid"]), data)
     if secret is not None:

@@ -45,7 +45,7 @@ async def observe_cluster(kube: Kube, resource: Manifest, spec: ClusterSpec, clo
         fetch_tenants(kube, spec),
     )
     names = ClusterNames(spec.name, spec.namespace)
-    credentials = read_credentials(objects.get(("Secret", names.credentials)))
+    credentials, fault = read_credentials(objects.get(("Secret", names.credentials)))
     certificates = _read_certificates(objects.get(("Secret", names.ca)))
     seen = Observed(
         resource=resource,
@@ -58,6 +58,7 @@ async def observe_cluster(kube: Kube, resource: Manifest, spec: ClusterSpec, clo
         certificates=certificates,
         tenants=tenants,
         now_s=clock(),
+        credentials_fault=fault,
     )
     databases = await _ask_databases(kube, spec, seen)
     return seen.with_databases(databases)
@@ -74,7 +75,7 @@ async def observe_shards(kube: Kube, resource: Manifest, spec: ClusterSpec, cloc
         namespace={},
         has_protected_sibling=False,
         expandable={},
-        credentials=read_credentials(objects.get(("Secret", names.credentials))),
+        credentials=read_credentials(objects.get(("Secret", names.credentials)))[0],
         certificates=None,
         tenants=(),
         now_s=clock(),
@@ -102,9 +103,12 @@ def admin_for(host: str, credentials: Credentials, ca: str, *, previous: bool = 
     return Admin(host, POSTGRES_PORT, SUPERUSER, password, ca=ca, sslmode="disable")
 
 
-def read_credentials(secret: Manifest | None) -> Credentials | None:
-    """The passwords of a Secret; None if there is none. Raises ValueError with the key that is damaged."""
-    return None if secret is None else Credentials.from_data(secret.get("data") or {})
+def read_credentials(secret: Manifest | None) -> tuple[Credentials | None, str]:
+    """The passwords of a Secret, None if there is none; and why they cannot be read, if so."""
+    try:
+        return None if secret is None else Credentials.from_data(secret.get("data") or {}), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def ca_of(seen: Observed, spec: ClusterSpec) -> str:
