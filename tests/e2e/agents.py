@@ -1,33 +1,28 @@
-"""An agent's pod on a cluster, with all that it needs: shards, a tenant on them, and the sidecar that was injected.
+"""An agent's pod on a cluster, with all that it needs: a MemoryCluster, a MemoryTenant, and an injected sidecar.
 
-The shards, the tenant's Secret and its ConfigMap are made here by hand, with the operator's own code for the databases:
-what the operator will do for a MemoryCluster and a MemoryTenant.
+All of it is made by the operator and the injector of the installed release, as for a user.
 """
 
-import asyncio
-import base64
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from engram_contract import names
-from engram_contract.shardmap import Node, Shard, Strategy, first_map
-from engram_operator.clients import postgres
-from engram_operator.clients.connection import Admin
-from engram_operator.clients.postgres import ShardIdentity
-from tests.e2e import shards
+from engram_contract.names import API_VERSION, TENANTS
+from tests.e2e import memory, shards
 from tests.e2e.cluster import Cluster
 from tests.e2e.releases import image
 from tests.e2e.stage import Program
-from tests.harness import CLUSTER, PASSWORD, tenant_spec
 
 Json = dict[str, Any]
 SHARDS: Final = ("s0", "s1")
 AGENT: Final = "agent"
+TENANT: Final = "assistant"
 APP_PORT: Final = 8711
 RELAY: Final = Path(__file__).with_name("relay.py")
 
@@ -46,54 +41,30 @@ def forwarded(cluster: Cluster, namespace: str, pod: str, port: int) -> Iterator
         program.kill()
 
 
-def create_tenant(cluster: Cluster, namespace: str, name: str) -> None:
-    """The tenant is on every shard, and the objects that its pods mount are in the namespace."""
-    role = names.tenant_role(namespace, name)
-    parts = (
-        Shard(shard, names.SHARED_DATABASE, (Node(f"{shard}-0", f"{shard}-rw.{namespace}.svc", shards.POSTGRES_PORT),))
-        for shard in SHARDS
-    )
-    shard_map = first_map(role, Strategy.USER, tuple(parts), "default")
-    for shard in SHARDS:
-        with forwarded(cluster, namespace, f"{shard}-0", shards.POSTGRES_PORT) as port:
-            admin = Admin("127.0.0.1", port, "postgres", shards.PASSWORD)
-            asyncio.run(_prepare(admin, shard, role))
-            asyncio.run(postgres.publish_map(admin, shard, shard_map))
-    meta = {"name": names.tenant_objects(name), "namespace": namespace}
-    credentials = json.dumps({"role": role, "passwords": [PASSWORD]}).encode()
-    policy = tenant_spec(name).policy().to_json()
-    shards.apply(
-        cluster,
-        [
-            {
-                "apiVersion": names.API_VERSION,
-                "kind": names.TENANT_KIND,
-                "metadata": {"name": name, "namespace": namespace},
-                "spec": {"clusterRef": {"name": "memory"}},
-            },
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": meta,
-                "data": {names.CREDENTIALS_FILE: base64.b64encode(credentials).decode()},
-            },
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": meta,
-                "data": {names.MAP_FILE: shard_map.to_json(), names.POLICY_FILE: policy},
-            },
-        ],
-    )
+def fetch_tenant(cluster: Cluster, namespace: str, name: str = TENANT) -> Json:
+    """The MemoryTenant as it is now."""
+    return cluster.request("GET", f"/apis/{API_VERSION}/namespaces/{namespace}/{TENANTS}/{name}")[1]
 
 
-async def _prepare(admin: Admin, shard: str, role: str) -> None:
-    await postgres.migrate(admin, names.SHARED_DATABASE, ShardIdentity(CLUSTER, shard))
-    await postgres.apply_tenant(admin, names.SHARED_DATABASE, role, PASSWORD)
+def wait_tenant(cluster: Cluster, namespace: str, name: str = TENANT) -> Json:
+    """The MemoryTenant once sidecars can serve it."""
+
+    def ready() -> bool:
+        return memory.is_ready(fetch_tenant(cluster, namespace, name))
+
+    cluster.wait_until(f"tenant {name} to be Ready", ready, deadline_s=memory.READY_S)
+    return fetch_tenant(cluster, namespace, name)
 
 
-def build_agent(namespace: str) -> Json:
-    """A pod as an agent's author writes it: one label is all that it says of Engram."""
+def fetch_map(cluster: Cluster, namespace: str, name: str = TENANT) -> Json:
+    """The map that the tenant's pods mount."""
+    path = f"/api/v1/namespaces/{namespace}/configmaps/{names.tenant_objects(name)}"
+    found: Json = json.loads(cluster.request("GET", path)[1]["data"][names.MAP_FILE])
+    return found
+
+
+def build_agent(namespace: str, name: str = AGENT, tenant: str = "") -> Json:
+    """A pod as an agent's author writes it: one label is all that it says of Engram, if there is but one tenant."""
     container = {
         "name": "app",
         "image": image("sidecar"),  # any image with Python: the test asks through it
@@ -101,27 +72,44 @@ def build_agent(namespace: str) -> Json:
         "command": ["python3", "-c", RELAY.read_text(), str(APP_PORT), str(names.HTTP_PORT)],
         "securityContext": shards.RESTRICTED,
     }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": AGENT, "namespace": namespace, "labels": {names.INJECT_LABEL: "true"}},
-        "spec": {
-            "securityContext": shards.RESTRICTED_POD,
-            "terminationGracePeriodSeconds": 5,
-            "containers": [container],
-        },
-    }
+    metadata: Json = {"name": name, "namespace": namespace, "labels": {names.INJECT_LABEL: "true"}}
+    if tenant:
+        metadata["annotations"] = {names.TENANT_ANNOTATION: tenant}
+    spec = {"securityContext": shards.RESTRICTED_POD, "terminationGracePeriodSeconds": 5, "containers": [container]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def start_agent(cluster: Cluster, namespace: str, name: str = AGENT, tenant: str = "") -> None:
+    """The agent's pod is ready, and so is its sidecar. The injector may hear of a new tenant a moment late."""
+    path = f"/api/v1/namespaces/{namespace}/pods"
+
+    def is_injected() -> bool:
+        status, pod = cluster.request("POST", path, build_agent(namespace, name, tenant))
+        if status == 201 and pod["spec"].get("initContainers"):
+            return True
+        cluster.kubectl("delete", "pod", "-n", namespace, name, "--ignore-not-found", "--grace-period=0", "--force")
+        return False
+
+    cluster.wait_until("a pod with a sidecar", is_injected)
+    cluster.kubectl("wait", "-n", namespace, f"pod/{name}", "--for=condition=Ready", "--timeout=120s")
+
+
+def nudge(cluster: Cluster, namespace: str, pod: str = AGENT) -> None:
+    """The kubelet looks at the pod now, and brings files that changed; by itself it takes up to two minutes."""
+    annotations = {"example.com/nudged": secrets.token_hex(4)}
+    cluster.request("PATCH", f"/api/v1/namespaces/{namespace}/pods/{pod}", {"metadata": {"annotations": annotations}})
 
 
 @contextmanager
-def agent_pod(cluster: Cluster) -> Iterator[str]:
-    """The namespace of a ready agent, whose pod was given a sidecar; one tenant over two shards."""
-    with ExitStack() as stack:
-        namespace = stack.enter_context(cluster.namespace("agents"))
-        cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-        for shard in SHARDS:
-            shards.create_shard(cluster, namespace, shard, members=1)
-        create_tenant(cluster, namespace, "assistant")
-        shards.apply(cluster, [build_agent(namespace)])
-        cluster.kubectl("wait", "-n", namespace, f"pod/{AGENT}", "--for=condition=Ready", "--timeout=120s")
+def agent_pod(cluster: Cluster, **spec: object) -> Iterator[str]:
+    """The namespace of a ready agent, whose pod was given a sidecar; one tenant over two shards of one member each."""
+    with cluster.namespace("agents") as namespace:
+        memory.restrict(cluster, namespace)
+        over: Json = {"shards": len(SHARDS), "replicas": 0, **spec}
+        memory.apply(
+            cluster, memory.build_memory(namespace, **over), memory.build_tenant(namespace, TENANT, plan="Enterprise")
+        )
+        memory.wait_ready(cluster, namespace)
+        wait_tenant(cluster, namespace)
+        start_agent(cluster, namespace)
         yield namespace

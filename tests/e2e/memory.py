@@ -9,8 +9,8 @@ from tests.e2e.releases import RESTRICTED
 
 Json = dict[str, Any]
 # Pods that no node takes, so that they cost nothing; what the operator makes beside them is the same.
-NOWHERE: Final[Json] = {"scheduling": {"nodeSelector": {"engram.dev/e2e": "nowhere"}}}
-GOES_WHOLE: Final[Json] = {"storage": {"reclaimPolicy": "Delete"}}
+NOWHERE: Final[Json] = {"replicas": 0, "scheduling": {"nodeSelector": {"engram.dev/e2e": "nowhere"}}}
+ALONE: Final[Json] = {"replicas": 0, "storage": {"reclaimPolicy": "Delete"}}  # one member, gone with its cluster
 READY_S: Final = 240.0
 SMALL: Final[Json] = {
     "storage": {"size": "256Mi"},

@@ -10,6 +10,7 @@ import contextlib
 import sys
 
 CHUNK_BYTES = 65_536
+PATIENCE_S = 5.0
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -19,6 +20,14 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             writer.write(chunk)
             await writer.drain()
         writer.write_eof()
+
+
+async def discard(reader: asyncio.StreamReader) -> None:
+    """The rest is read for nobody: to close a connection with something unread in it is to reset it."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(PATIENCE_S):
+            while await reader.read(CHUNK_BYTES):
+                pass
 
 
 async def relay(port: int, target: int) -> None:
@@ -33,9 +42,10 @@ async def relay(port: int, target: int) -> None:
         asking = asyncio.create_task(pump(reader, far_writer))
         await pump(far_reader, writer)  # when the sidecar has said all, so has the connection
         asking.cancel()
+        await asyncio.wait([asking])
+        await discard(reader)
         for each in (writer, far_writer):
             each.close()
-        await asyncio.wait([asking])
 
     server = await asyncio.start_server(handle, "127.0.0.1", port)
     await server.serve_forever()

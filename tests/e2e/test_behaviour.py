@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.behaviour import *  # noqa: F403  the suite is one; what differs is the fixture `http`
-from tests.e2e import shards
+from tests.e2e import memory
 from tests.e2e.agents import AGENT, APP_PORT, SHARDS, agent_pod, forwarded
 from tests.e2e.cluster import Cluster
 from tests.e2e.stage import new_stage
@@ -67,17 +67,19 @@ def test_a_shard_whose_pod_is_gone_is_named_and_found_again(cluster: Cluster, na
         made = http("POST", "/v1/memories", {"content": "x", "user": f"user-{uuid.uuid4()}"}).json
         kept[made["shard"]] = made["id"]
     lost, left = SHARDS
-    before = shards.primary(cluster, namespace, lost)
-    assert before is not None
-    cluster.kubectl("scale", "-n", namespace, f"statefulset/{lost}", "--replicas=0")
-    cluster.kubectl("delete", "pod", "-n", namespace, f"{lost}-0", "--grace-period=0", "--force")
-    cluster.wait_until("the pod to be gone", lambda: not shards.pods(cluster, namespace, lost))
+    memory.patch(cluster, namespace, {"paused": True})  # or the operator would have the pod back at once
+    cluster.wait_until("the operator to rest", lambda: memory.fetch(cluster, namespace)["status"]["phase"] == "Paused")
+    pod = f"/api/v1/namespaces/{namespace}/pods/memory-{lost}-0"
+    cluster.kubectl("scale", "-n", namespace, f"statefulset/memory-{lost}", "--replicas=0")
+    cluster.kubectl("delete", "pod", "-n", namespace, f"memory-{lost}-0", "--grace-period=0", "--force")
+    cluster.wait_until("the pod to be gone", lambda: cluster.request("GET", pod)[0] == 404)
     for _ in range(10):
         gone = http("GET", f"/v1/memories/{kept[lost]}")
         assert gone.status == 503, gone.body
         assert lost in json.dumps(gone.json)
         assert "retry-after" in gone.headers
         assert http("GET", f"/v1/memories/{kept[left]}").status == 200
-    cluster.kubectl("scale", "-n", namespace, f"statefulset/{lost}", "--replicas=1")
+    memory.patch(cluster, namespace, {"paused": False})
+    memory.wait_ready(cluster, namespace)
     cluster.wait_until("the memory again", lambda: http("GET", f"/v1/memories/{kept[lost]}").status == 200)
     http.close()

@@ -72,7 +72,7 @@ def start_writer(cluster: Cluster, namespace: str, name: str) -> None:
     spec = {"restartPolicy": "Never", "securityContext": shards.RESTRICTED_POD, "containers": [container]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
     cluster.kubectl("apply", "-f", "-", input=json.dumps(pod))
-    cluster.wait_until("the first row", lambda: "\n1\n" in f"\n{log(cluster, namespace, name)}")
+    cluster.wait_until("the first row", lambda: log(cluster, namespace, name).startswith("1 "))
 
 
 def log(cluster: Cluster, namespace: str, pod: str) -> str:
@@ -85,7 +85,7 @@ def written(cluster: Cluster, namespace: str, name: str) -> tuple[set[int], dict
     """The acknowledged numbers and the writer's last line, once it has ended."""
     cluster.kubectl("wait", "-n", namespace, f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s")
     *lines, last = log(cluster, namespace, name).strip().splitlines()
-    return {int(line) for line in lines if line.isdigit()}, json.loads(last)
+    return {int(line.split()[0]) for line in lines if line[0].isdigit()}, json.loads(last)
 
 
 @pytest.mark.parametrize(("base", "tls"), [("namespace", "OpenSSL"), ("wheel", "")])

@@ -194,7 +194,8 @@ def test_protection_marks_what_must_not_go(is_protected: bool) -> None:
     }
     everything = {("Secret", "memory-credentials"), ("StatefulSet", "memory-s0")}
     assert marked == (everything if is_protected else set())
-    claim = {"metadata": {"name": "data-memory-s0-1", "namespace": NAMESPACE, "uid": UID}}
+    labels = {} if is_protected else {PROTECTED_LABEL: "true"}  # what is to change; an unmarked claim may stay unmarked
+    claim = {"metadata": {"name": "data-memory-s0-1", "namespace": NAMESPACE, "uid": UID, "labels": labels}}
     mark = build_claim(claim, 1 << 30, is_protected=is_protected)["metadata"]
     assert mark["labels"] == {PROTECTED_LABEL: "true" if is_protected else "false"}
     keys = build_keys_secret(spec, Owner(NAMESPACE, "memory", UID), {"ca.key": b"key"})["metadata"]["labels"]

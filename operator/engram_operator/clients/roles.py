@@ -61,6 +61,8 @@ async def keep_roles(admin: Admin, passwords: Mapping[str, str], marks: Mapping[
                 if role.startswith("rewinder_"):
                     for function in REWIND_FUNCTIONS:
                         await connection.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {name}")
+                    # Where PUBLIC may not connect a rewinder must: else a primary that was killed never joins again.
+                    await connection.execute(f"GRANT CONNECT ON DATABASE {MAINTENANCE_DATABASE} TO {name}")
                 verifier = scram_verifier(password, secrets.token_bytes(16))
                 await connection.execute(f"ALTER ROLE {name} LOGIN PASSWORD '{verifier}'")
                 await connection.execute(f"COMMENT ON ROLE {name} IS '{marks[role]}'")

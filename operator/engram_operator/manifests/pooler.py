@@ -20,6 +20,8 @@ CONFIG_DIR: Final = "/etc/pgbouncer"
 SOCKETS_DIR: Final = "/sockets"
 POOLER_ROLE: Final = "engram_pooler"
 AUTH_QUERY: Final = f"SELECT rolname, verifier FROM {SCHEMA}.pooler_login($1)"  # noqa: S608  a constant
+# The fence needs READ COMMITTED, whatever the role's own default was set to.
+CONNECT_QUERY: Final = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
 CLIENTS: Final = 5_000  # two for each of 2,000 pods, and room; one costs about 2 KiB
 CPU_MILLIS: Final = 50
 MEMORY_BYTES: Final = 64 * MIB
@@ -39,12 +41,18 @@ def build_pooler_file(spec: ClusterSpec) -> str:
         "max_prepared_statements": 200,
         "max_client_conn": CLIENTS,
         "max_db_connections": spec.pooler.max_connections,
-        "ignore_startup_parameters": "extra_float_digits",
+        # Sidecars ask for an isolation level, which connect_query sets; without this every one of them is refused.
+        "ignore_startup_parameters": "extra_float_digits,default_transaction_isolation",
         "log_connections": 0,
         "log_disconnections": 0,
         **(_TLS if spec.postgres.tls.enabled else {}),
     }
-    lines = ["[databases]", f"* = host={SOCKETS_DIR} port={POSTGRES_PORT}", "", "[pgbouncer]"]
+    lines = [
+        "[databases]",
+        f"* = host={SOCKETS_DIR} port={POSTGRES_PORT} connect_query='{CONNECT_QUERY}'",
+        "",
+        "[pgbouncer]",
+    ]
     return "\n".join([*lines, *(f"{name} = {value}".rstrip() for name, value in settings.items()), ""])
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from engram_contract.names import PROTECTED_LABEL, ROTATE_ANNOTATION, TENANT_LABEL
 from engram_contract.spec import CacheProvider, ClusterSpec, Provider
 from engram_operator.manifests.cluster import build_cluster, build_shard
-from engram_operator.manifests.credentials import PLACEHOLDER, KeyPair
+from engram_operator.manifests.credentials import PLACEHOLDER, KeyPair, build_keys_secret
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.site import Site
@@ -169,7 +169,7 @@ def _plan_base(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
         )
         dns_names = ClusterNames(spec.name, spec.namespace).dns_names
         step = certificates.plan_certificates(seen.certificates, told, dns_names, seen.now_s)
-        if step is not certificates.Step.KEEP:
+        if step is not certificates.Step.KEEP or not _is_ca_marked(spec, seen):
             yield TurnCertificates(step.value)
     asked = seen.annotations.get(ROTATE_ANNOTATION, "")
     if seen.credentials is not None and _is_managed(spec) and is_rotation_due(seen.credentials, asked):
@@ -189,6 +189,18 @@ def _lost_credentials(spec: ClusterSpec, seen: Observed) -> Wait | None:
         )
         return Wait("CredentialsLost", message, 30.0, is_fault=True)
     return None
+
+
+def _is_ca_marked(spec: ClusterSpec, seen: Observed) -> bool:
+    """Whether the CA's Secret has the owner and the protection that the spec asks for now. What is in it is kept."""
+    live = seen.live("Secret", ClusterNames(spec.name, spec.namespace).ca)
+    if live is None:
+        return True
+    owner = Owner(spec.namespace, spec.name, seen.metadata["uid"])
+    wanted, present = build_keys_secret(spec, owner, {})["metadata"], live["metadata"]
+    owners = [[each["uid"] for each in of.get("ownerReferences") or ()] for of in (wanted, present)]
+    guards = [(of.get("labels") or {}).get(PROTECTED_LABEL, "false") for of in (wanted, present)]
+    return owners[0] == owners[1] and guards[0] == guards[1]
 
 
 def plan_protection(seen: Observed, *, is_wanted: bool) -> Iterator[Step]:

@@ -178,7 +178,7 @@ def _plan_claims(spec: ClusterSpec, shard_id: str, seen: Observed) -> Iterator[S
         if size > asked and seen.expandable.get(storage_class) is False:
             message = (
                 f"{name} cannot grow: its StorageClass {storage_class} does not allow it (allowVolumeExpansion). "
-                "Make a cluster with a class that does and move there, or take the size back"
+                "Let the class allow it, if its provisioner can, or move to a cluster of another class"
             )
             yield Note("StorageNotExpandable", message)
             size = asked

@@ -28,6 +28,7 @@ from engram_operator.errors import (
 )
 from engram_operator.leadership import Term
 from engram_operator.manifests.dcs import build_switchover
+from engram_operator.manifests.names import ClusterNames
 from engram_operator.plan.cluster import Track
 from engram_operator.plan.report import Round
 from engram_operator.plan.steps import (
@@ -122,8 +123,10 @@ async def _act(hands: Hands, step: Step) -> None:
             manifest = build_switchover(hands.namespace, hands.cluster, step.scope, step.primary, step.candidate)
             await hands.kube.apply(OWNED["ConfigMap"], manifest, SWITCHOVER_MANAGER, timeout_s=_left_s(hands))
         case MakeCredentials():
+            await _refuse_strangers(hands, "Secret", ClusterNames(hands.cluster, hands.namespace).credentials)
             await hands.make_credentials()
         case TurnCertificates(name):
+            await _refuse_strangers(hands, "Secret", ClusterNames(hands.cluster, hands.namespace).ca)
             await hands.turn_certificates(name)
         case RotateCredentials(request):
             await hands.rotate_credentials(request)
@@ -154,15 +157,14 @@ async def _apply(hands: Hands, manifest: Manifest) -> None:
     kind, metadata = manifest["kind"], manifest["metadata"]
     resource = NAMESPACES if kind == "Namespace" else OWNED[kind]
     if kind not in MANAGERS:
-        await _refuse_strangers(hands, manifest)
+        await _refuse_strangers(hands, kind, metadata["name"])
     manager = MANAGERS.get(kind, FIELD_MANAGER)
     answer = await hands.kube.apply(resource, manifest, manager, timeout_s=_left_s(hands))
     log.debug("applied", extra={"object_kind": kind, "object_name": metadata["name"], "uid": answer["metadata"]["uid"]})
 
 
-async def _refuse_strangers(hands: Hands, manifest: Manifest) -> None:
+async def _refuse_strangers(hands: Hands, kind: str, name: str) -> None:
     """Raises NameTaken if there is an object of this name that does not bear the cluster's label."""
-    kind, name = manifest["kind"], manifest["metadata"]["name"]
     try:
         live = await hands.kube.fetch(OWNED[kind], hands.namespace, name)
     except ApiNotFound:
