@@ -84,7 +84,7 @@ class Triggers:
 
     def miss(self, watched: Watched, place: Place) -> None:
         """Enqueues whom an object concerns that its watch did not deliver."""
-        key = self._owners.get((watched, place))
+        key = self._owners.get((watched, place)) or _itself(watched, place)
         for each in (key,) if key is not None else self._clusters_in(place[0]):
             self._enqueue(each)
 
@@ -105,6 +105,12 @@ class Triggers:
     def _clusters_in(self, namespace: str) -> Iterable[Key]:
         found = {key for key in self._owners.values() if key.kind == CLUSTER_KIND and key.namespace == namespace}
         return sorted(found, key=lambda each: each.name)
+
+
+def _itself(watched: Watched, place: Place) -> Key | None:
+    """The key of one of our own objects: a new one is unheard before anybody knows an owner."""
+    kind = {MEMORY_CLUSTERS: CLUSTER_KIND, MEMORY_TENANTS: TENANT_KIND}.get(watched)
+    return None if kind is None else Key(kind, *place)
 
 
 def owner_of(watched: Watched, manifest: Json) -> Key | None:

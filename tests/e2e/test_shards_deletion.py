@@ -60,7 +60,9 @@ def test_a_retained_cluster_comes_back_with_its_data(operators: Operators, opera
     body: memory.Json = {"replicas": 0, "storage": {"reclaimPolicy": "Retain"}}
     with cluster.namespace("retained") as namespace:
         memory.restrict(cluster, namespace)
-        memory.apply(cluster, memory.build_memory(namespace, **body))
+        memory.apply(cluster, memory.build_memory(namespace, **memory.ALONE))  # to go with it, as was thought at first
+        memory.wait_ready(cluster, namespace)
+        memory.patch(cluster, namespace, body)
         memory.wait_ready(cluster, namespace)
         assert {each for each in finalizers(cluster, namespace) if "engram" in each} == set()
         made = "CREATE TABLE kept AS SELECT 42 AS n"

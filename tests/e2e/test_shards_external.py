@@ -30,7 +30,9 @@ def inner(operators: Operators) -> Iterator[str]:
         memory.patch(cluster, namespace, {"paused": True})
         cluster.wait_until("Paused", lambda: memory.fetch(cluster, namespace)["status"]["phase"] == "Paused")
         memory.sql(cluster, namespace, "memory-s0-0", f"DROP DATABASE {SHARED_DATABASE} WITH (FORCE)")
-        memory.sql(cluster, namespace, "memory-s0-0", "CREATE ROLE weak LOGIN PASSWORD 'weak'")
+        for role in ("stranger", "weak"):
+            memory.sql(cluster, namespace, "memory-s0-0", f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
+        memory.sql(cluster, namespace, "memory-s0-0", "GRANT CONNECT ON DATABASE postgres TO weak")
         yield namespace
     operator.kill()
 
@@ -79,6 +81,7 @@ def test_a_database_of_somebody_elses_serves_once_its_dsn_is_right(operators: Op
         (None, f"Secret {DSN} is not there"),
         ("mysql://x:y@z/", "must begin with postgresql://"),
         (dsn(inner, "postgres", "wrong"), "password"),
+        (dsn(inner, "stranger", "stranger"), "permission denied"),
         (dsn(inner, "weak", "weak"), "create roles"),
         (dsn(inner, "postgres", word, "?sslmode=disable"), "no encryption"),
     ]

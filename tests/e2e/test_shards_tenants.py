@@ -278,10 +278,10 @@ def test_the_number_of_shards_waits_for_moves_once_there_are_tenants(cluster: Cl
 
         body = cluster.wait_until(reason, told)
         load.report(f"shards {count}: {memory.condition(body, 'Degraded')['message']}")
-        assert [each["name"] for each in body["status"]["orphans"]] == (["s1"] if count == 1 else [])
+        assert [each["name"] for each in body["status"].get("orphans") or ()] == (["s1"] if count == 1 else [])
         sets = cluster.kubectl("get", "statefulset", "-n", home, "-o", "name").split()
         assert sorted(sets) == ["statefulset.apps/memory-s0", "statefulset.apps/memory-s1"]
         remember(agent)
         memory.patch(cluster, home, {"shards": 2})
         memory.wait_ready(cluster, home)
-    assert memory.fetch(cluster, home)["status"]["orphans"] == []
+    assert not memory.fetch(cluster, home)["status"].get("orphans")

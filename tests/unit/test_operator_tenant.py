@@ -125,3 +125,10 @@ def test_another_password_is_another_mark() -> None:
     plan = plan_tenant(tenant(), cluster(), replace(seen(s0=settled(known), s1=settled(known)), mark="new"))
     assert kinds(plan.steps)[:2] == ["PrepareTenant", "PrepareTenant"]
     assert ROLE in str(plan.steps[0])
+
+
+def test_a_secret_of_this_name_that_is_somebody_elses_is_left_alone() -> None:
+    foreign = {"metadata": {"name": "engram-tenant-team"}, "data": {"mine": "x"}}
+    plan = plan_tenant(tenant(), cluster(), replace(seen(s0=FRESH, s1=FRESH), secret=foreign))
+    assert [step.reason for step in plan.steps if isinstance(step, Wait)] == ["NameTaken"]
+    assert len(plan.steps) == 1

@@ -63,12 +63,14 @@ async def connection_to(admin: Admin, database: str) -> AsyncIterator["asyncpg.C
             command_timeout=COMMAND_TIMEOUT_S,
             server_settings={"application_name": "engram-operator", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
         )
-    except asyncpg.InvalidAuthorizationSpecificationError as error:
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError) as error:
         raise LoginRefused(f"{place}: {_reason(error)}") from error
     except (OSError, TimeoutError, *_GONE, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
         raise DatabaseUnreachable(f"{place}: {_reason(error)}") from error
     try:
         yield connection
+    except asyncpg.InsufficientPrivilegeError as error:  # of an External login: a condition says it
+        raise LoginRefused(f"{place}: {_reason(error)}") from error
     except asyncpg.LockNotAvailableError as error:
         raise DatabaseUnreachable(f"{place}: another operator holds it since {LOCK_TIMEOUT_S} s") from error
     except (OSError, TimeoutError, *_GONE) as error:

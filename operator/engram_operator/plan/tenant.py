@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from engram_contract.names import POOLER_PORT, POSTGRES_PORT, tenant_role
+from engram_contract.names import POOLER_PORT, POSTGRES_PORT, TENANT_LABEL, tenant_objects, tenant_role
 from engram_contract.shardmap import BadMap, NoActiveShard, Node, Shard, ShardMap, ShardState
 from engram_contract.spec import ClusterSpec, Provider, TenantSpec
 from engram_operator.manifests.names import ClusterNames
@@ -59,6 +59,10 @@ def plan_tenant(tenant: TenantSpec, cluster: ClusterSpec, seen: TenantObserved) 
     """Everything that is due for a tenant."""
     role = tenant_role(tenant.namespace, tenant.name)
     database = tenant_database(role, tenant.isolation)
+    strangers = [each for each in (seen.secret, seen.config) if each is not None and not _is_ours(each, tenant.name)]
+    if strangers:
+        message = f"{tenant_objects(tenant.name)} is there and is not this tenant's: delete or rename it"
+        return TenantPlan((Wait("NameTaken", message, 10.0, is_fault=True),), None)
     known = (*seen.known, *(each.shard_map for each in _told(seen) if each.shard_map is not None))
     silent = {name: each.reason for name, each in seen.shards.items() if isinstance(each, Silence)}
     if not known and silent:
@@ -102,6 +106,10 @@ def _steps(tenant: TenantSpec, seen: TenantObserved, role: str, database: str, s
         step = plan_apply(manifest, live)
         if step is not None:
             yield step
+
+
+def _is_ours(manifest: Manifest, name: str) -> bool:
+    return bool((manifest["metadata"].get("labels") or {}).get(TENANT_LABEL) == name)
 
 
 def _told(seen: TenantObserved) -> Iterator[OnShard]:

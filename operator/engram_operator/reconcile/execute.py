@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from engram_contract.names import CLUSTER_LABEL, PROTECTED_LABEL
+from engram_contract.names import CLUSTER_KIND, CLUSTER_LABEL, PROTECTED_LABEL
 from engram_operator.clients.kube import CALL_TIMEOUT_S, NAMESPACES, OWNED, Kube, Manifest
 from engram_operator.clients.patroni import reload_files, restart_postgres
 from engram_operator.errors import (
@@ -169,8 +169,15 @@ async def _refuse_strangers(hands: Hands, kind: str, name: str) -> None:
         live = await hands.kube.fetch(OWNED[kind], hands.namespace, name)
     except ApiNotFound:
         return
-    if (live["metadata"].get("labels") or {}).get(CLUSTER_LABEL) != hands.cluster:
+    if not _belongs(live, hands.cluster):
         raise NameTaken(f"{kind} {name} is there and does not belong to {hands.cluster}: delete or rename it")
+
+
+def _belongs(live: Manifest, cluster: str) -> bool:
+    """Whether it bears the cluster's label; or its owner does say so, where somebody took the label away."""
+    metadata = live["metadata"]
+    owners = [(each["kind"], each["name"]) for each in metadata.get("ownerReferences") or ()]
+    return (metadata.get("labels") or {}).get(CLUSTER_LABEL) == cluster or (CLUSTER_KIND, cluster) in owners
 
 
 async def _remove(hands: Hands, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from engram_contract.names import SHARED_DATABASE
+from engram_contract.names import PROTECTED_LABEL, SHARED_DATABASE
 from engram_contract.spec import ClusterSpec, Provider
 from engram_operator.certificates import changed_certificates
 from engram_operator.clients import postgres, roles, x509
@@ -70,7 +70,10 @@ def new_credentials() -> Credentials:
 async def make_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed) -> None:
     """The Secret is there. Raises ApiConflict if another operator was faster, ApiError."""
     manifest = build_credentials_secret(spec, Owner(spec.namespace, spec.name, seen.metadata["uid"]), new_credentials())
-    await kube.create(SECRETS, spec.namespace, stamped(manifest), timeout_s=term.check())
+    # What a create gives no later apply takes away again: owner and protection come with the first apply.
+    manifest["metadata"].pop("ownerReferences", None)
+    manifest["metadata"]["labels"].pop(PROTECTED_LABEL, None)
+    await kube.create(SECRETS, spec.namespace, manifest, timeout_s=term.check())
 
 
 async def turn_certificates(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed, step: str) -> None:
