@@ -283,7 +283,7 @@ def _build_tree(at: Layout, tree: recipe.Tree) -> None:
         wanted = f"--include={','.join(tree.packages)}"
         with log.open("w") as out:
             known = Path(SCRIPT).with_name(tree.suite).exists()
-            source = (next(_mirror()), *(() if known else (SCRIPT,)))
+            source = (_mirror(), *(() if known else (SCRIPT,)))
             command = ["debootstrap", "--variant=minbase", wanted, tree.suite, str(root), *source]
             path = {"PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), *SYSTEM_PROGRAMS))}
             subprocess.run(command, check=True, stdout=out, stderr=out, env=os.environ | path)
@@ -308,14 +308,15 @@ def _apt_dates() -> str:
     return "".join(f"{line}\n" for line in said.splitlines() if line.startswith(DATES))
 
 
-def _mirror() -> Iterator[str]:
-    """The first address in apt's sources, if there is one; debootstrap knows its own default."""
+def _mirror() -> str:
+    """The first address in apt's sources. Raises CannotRun if there is none."""
     for path in (*sorted(Path("/etc/apt/sources.list.d").glob("*.sources")), Path("/etc/apt/sources.list")):
         for line in path.read_text().splitlines() if path.exists() else ():
             words = line.split()
-            if words[:1] in (["URIs:"], ["deb"]):
-                yield from [word for word in words[1:] if "://" in word][:1]
-                return
+            addresses = [word for word in words[1:] if "://" in word]
+            if words[:1] in (["URIs:"], ["deb"]) and addresses:
+                return addresses[0]
+    raise CannotRun("apt's sources name no mirror, from which the base images could be made")
 
 
 def _say(what: str) -> None:

@@ -187,4 +187,5 @@ def figures(gaps_s: Sequence[float]) -> str:
     """Median, 99th percentile and the longest."""
     ordered = sorted(gaps_s)
     p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.99))
-    return f"{len(ordered)} gaps: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {ordered[-1]:.2f} s"
+    longest = ", ".join(f"{gap:.2f}" for gap in ordered[-5:])
+    return f"{len(ordered)} gaps: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {longest} s"

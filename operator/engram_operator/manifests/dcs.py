@@ -17,16 +17,18 @@ MADE_BY_PATRONI = ("leader", "failover", "sync")
 def build_dcs_owners(
     scope: str, statefulset: Manifest, objects: Mapping[tuple[str, str], Manifest]
 ) -> Iterator[Manifest]:
-    """Those of the scope's ConfigMaps that are there, with the owner that its StatefulSet has."""
+    """Those of the scope's ConfigMaps that are there, with their StatefulSet's owner; with none if they are kept."""
     metadata = statefulset["metadata"]
-    if statefulset["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain":
-        return
+    is_kept = statefulset["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
     for part in MADE_BY_PATRONI:
         name = f"{scope}-{part}"
-        if ("ConfigMap", name) in objects:
-            owned = {"ownerReferences": metadata["ownerReferences"]}
-            place = {"name": name, "namespace": metadata["namespace"]}
-            yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": place | owned}
+        live = objects.get(("ConfigMap", name))
+        # Where nothing is to go, only an owner of before is taken away.
+        if live is None or (is_kept and not live["metadata"].get("ownerReferences")):
+            continue
+        owned = {} if is_kept else {"ownerReferences": metadata["ownerReferences"]}
+        place = {"name": name, "namespace": metadata["namespace"]}
+        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": place | owned}
 
 
 def build_switchover(namespace: str, cluster: str, scope: str, primary: str, candidate: str) -> Manifest:
