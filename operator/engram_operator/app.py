@@ -18,7 +18,7 @@ from engram_operator.certificates import CertificateKeeper, PublicationWatch
 from engram_operator.clients.kube import CRDS, Kube, connected, fetch_access
 from engram_operator.clients.leases import Leases
 from engram_operator.controller import Controller
-from engram_operator.errors import ApiError, ApiNotFound, LostLease
+from engram_operator.errors import ApiError, ApiNotFound
 from engram_operator.events import Recorder
 from engram_operator.hearing import Hearing
 from engram_operator.leadership import Leadership
@@ -99,10 +99,7 @@ class Runtime:
         self._triggers.hear(watched, event, manifest)
 
     def _check(self) -> float:
-        term = self._leadership.term
-        if term is None:
-            raise LostLease("this process does not lead")
-        return term.check()
+        return self._leadership.held().check()
 
 
 class Operator:

@@ -82,6 +82,12 @@ class Leadership:
         self.led = asyncio.Event()
         self.ticked_s = clock()
 
+    def held(self) -> Term:
+        """The term, which may be over. Raises LostLease if there never was one."""
+        if self.term is None:
+            raise LostLease("this process does not lead")
+        return self.term
+
     def is_leader(self) -> bool:
         """Whether a write would be allowed now."""
         return self.term is not None and self.term.until_s > self._clock()

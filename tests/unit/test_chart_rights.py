@@ -89,6 +89,7 @@ def unwritten() -> dict[tuple[str, str, str], set[Resource]]:
         ("observe.py", "fetch_labelled", "resource"): of_kinds(OWNED),
         ("tenant.py", "fetch", "resource"): of_kinds({"ConfigMap", "Secret"}),
         ("tenant.py", "apply", "OWNED[manifest['kind']]"): of_kinds({"ConfigMap", "Secret"}),
+        ("writing.py", "apply_status", "kind[0]"): {kube.MEMORY_CLUSTERS, kube.MEMORY_TENANTS},
         ("hearing.py", "fetch_metadata", "resource_of(self.watched)"): watched(),
     }
 

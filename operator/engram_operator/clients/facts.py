@@ -26,9 +26,8 @@ async def fetch_facts(admin: Admin, *, with_owned: bool = False) -> Database:
         row = await connection.fetchrow(
             "SELECT current_setting('server_version_num')::int AS version,"
             " split_part(current_setting('server_version'),"
-            " ' ', 1) AS text, pg_is_in_recovery() AS is_standby, current_setting('wal_level') AS wal_level,"
+            " ' ', 1) AS text, pg_is_in_recovery() AS is_standby,"
             " r.rolsuper OR r.rolcreaterole AS may_create_roles, r.rolsuper OR r.rolcreatedb AS may_create_databases,"
-            " r.rolsuper OR r.rolreplication AS may_replicate,"
             " ARRAY(SELECT datname::text FROM pg_database WHERE NOT datistemplate AND datname <> current_database()"
             " ORDER BY 1) AS databases,"
             " (SELECT jsonb_object_agg(a.rolname, shobj_description(a.oid, 'pg_authid')) FROM pg_roles a"

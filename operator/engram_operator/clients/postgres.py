@@ -8,6 +8,7 @@ Promises
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Final
 
@@ -40,6 +41,7 @@ class Migrated:
     has_vector: bool
 
 
+@cache
 def available_migrations() -> tuple[Migration, ...]:
     """All migrations of this version, in order."""
     folder = resources.files("engram_operator") / "migrations"

@@ -22,7 +22,8 @@ from engram_operator.plan.members import read_member
 from engram_operator.plan.observed import Observed, Silence
 from engram_operator.plan.roles import all_have_roles, is_rotation_due, is_rotation_over
 from engram_operator.plan.rollout import LOOK_S, wait_for
-from engram_operator.plan.shard import Wanted, held_back, plan_databases, plan_objects, plan_shard
+from engram_operator.plan.shape import inputs_of, plan_shape
+from engram_operator.plan.shard import Wanted, plan_databases, plan_objects, plan_shard
 from engram_operator.plan.shards import Shards, plan_shards
 from engram_operator.plan.steps import (
     Apply,
@@ -81,12 +82,12 @@ def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
     certificate = _certificate(spec, seen)
     objects = build_cluster(spec, owner, site, credentials, certificate, _members(spec, shards, seen))
     patroni = _PatroniFile.of(spec, seen, objects, shards)
-    wanted = tuple(_wanted(spec, shard, owner, site) for shard in shards.all_kept) if _is_managed(spec) else ()
+    wanted = tuple(_wanted(spec, shard, seen, site) for shard in shards.all_kept) if _is_managed(spec) else ()
     due = [each for each in objects if not patroni.has_to_wait or each["metadata"]["name"] != patroni.name]
     base = Track("cluster", (*_plan_base(spec, seen), *plan_objects(due, seen), *shards.notes))
     if _is_managed(spec):
         tracks = [Track(each.id, tuple(plan_shard(spec, each, seen, is_file_new=patroni.is_new))) for each in wanted]
-        held = sorted({held_back(spec, each, seen) for each in wanted} - {""})
+        held = sorted({each.held for each in wanted} - {""})
     else:
         told = {each: seen.databases.get(each, Silence("it has not been asked yet")) for each in shards.all_kept}
         tracks = [Track(each, tuple(plan_databases(each, database, seen))) for each, database in told.items()]
@@ -112,9 +113,13 @@ def _plan_cache(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
         yield Wait("CacheNotReady", f"Redis: {told.message}", told.seconds, told.is_fault)
 
 
-def _wanted(spec: ClusterSpec, shard_id: str, owner: Owner, site: Site) -> Wanted:
-    *objects, statefulset = build_shard(spec, shard_id, owner, site)
-    return Wanted(shard_id, statefulset["metadata"]["name"], tuple(objects), statefulset)
+def _wanted(spec: ClusterSpec, shard_id: str, seen: Observed, site: Site) -> Wanted:
+    owner = Owner(spec.namespace, spec.name, seen.metadata["uid"])
+    *objects, built = build_shard(spec, shard_id, owner, site)
+    scope = built["metadata"]["name"]
+    inputs = inputs_of(spec, seen.annotations)
+    statefulset, held = plan_shape(built, seen.live("StatefulSet", scope), inputs, spec.update_policy)
+    return Wanted(shard_id, scope, tuple(objects), statefulset, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +237,3 @@ def _is_tenants(manifest: Manifest) -> bool:
 
 def _key(manifest: Manifest) -> tuple[str, str]:
     return manifest["kind"], manifest["metadata"]["name"]
-
-
-def waits_of(tracks: Iterable[Track]) -> tuple[Wait, ...]:
-    """What the plan waits for."""
-    return tuple(step for track in tracks for step in track.steps if isinstance(step, Wait))

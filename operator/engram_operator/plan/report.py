@@ -7,13 +7,13 @@ Promises
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, Final
 
 from engram_contract.names import ROTATE_ANNOTATION
 from engram_contract.spec import ClusterSpec, Provider
 from engram_operator.plan.cluster import Plan
+from engram_operator.plan.conditions import MAX_MESSAGE_CHARS, Verdict, build_condition
 from engram_operator.plan.members import SYNC_ROLE, Leader, Member, lag_bytes, primary_of
 from engram_operator.plan.observed import Database, Observed
 from engram_operator.plan.steps import Note, Step, Wait
@@ -21,7 +21,6 @@ from engram_operator.plan.steps import Note, Step, Wait
 MIB: Final = 1 << 20
 MAX_PLAN_LINES: Final = 256
 MAX_LINE_CHARS: Final = 512
-MAX_MESSAGE_CHARS: Final = 1024
 Json = dict[str, Any]
 
 
@@ -38,17 +37,6 @@ class Round:
     def faults(self) -> tuple[Wait | Note, ...]:
         """What somebody should look at."""
         return (*(each for _, each in self.notes), *(each for _, each in self.waits if each.is_fault))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One condition before it gets its generation and its time. `holds` is True, False or, if nobody knows, None."""
-
-    type: str
-    reason: str
-    message: str
-    _: KW_ONLY
-    holds: bool | None
 
 
 def build_status(spec: ClusterSpec, seen: Observed, plan: Plan, ended: Round) -> Json:
@@ -68,7 +56,7 @@ def build_status(spec: ClusterSpec, seen: Observed, plan: Plan, ended: Round) ->
             {"name": each.name, "reason": each.reason, "message": each.message[:MAX_MESSAGE_CHARS]}
             for each in plan.shards.orphans
         ],
-        "conditions": [_condition(each, seen) for each in verdicts],
+        "conditions": [build_condition(each, seen.resource, seen.now_s) for each in verdicts],
     }
     if spec.plan_only or spec.paused:
         status["plan"] = [each[:MAX_LINE_CHARS] for each in plan.lines[:MAX_PLAN_LINES]]
@@ -79,11 +67,10 @@ def build_status(spec: ClusterSpec, seen: Observed, plan: Plan, ended: Round) ->
 def refused_status(resource: Mapping[str, Any], reason: str, now_s: float) -> Json:
     """The status of a cluster whose spec this operator does not understand."""
     verdicts = (Verdict("Ready", "BadSpec", reason, holds=False), Verdict("Degraded", "BadSpec", reason, holds=True))
-    generation, before = resource["metadata"]["generation"], (resource.get("status") or {}).get("conditions") or ()
     return {
-        "observedGeneration": generation,
+        "observedGeneration": resource["metadata"]["generation"],
         "phase": "Refused",
-        "conditions": [_dated(each, generation, before, now_s) for each in verdicts],
+        "conditions": [build_condition(each, resource, now_s) for each in verdicts],
     }
 
 
@@ -196,22 +183,3 @@ def _rotation(seen: Observed, ended: Round) -> str:
     made = seen.credentials
     is_left = made is None or made.rotation != asked or bool(made.superuser_previous or ended.done)
     return before if is_left else asked
-
-
-def _condition(verdict: Verdict, seen: Observed) -> Json:
-    return _dated(verdict, seen.metadata["generation"], seen.status.get("conditions") or (), seen.now_s)
-
-
-def _dated(verdict: Verdict, generation: int, before: object, now_s: float) -> Json:
-    status = "Unknown" if verdict.holds is None else str(verdict.holds)
-    conditions = before if isinstance(before, list | tuple) else ()
-    old: Mapping[str, Any] = next((each for each in conditions if each.get("type") == verdict.type), {})
-    moment = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "type": verdict.type,
-        "status": status,
-        "observedGeneration": generation,
-        "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == status else moment,
-        "reason": verdict.reason,
-        "message": verdict.message[:MAX_MESSAGE_CHARS],
-    }

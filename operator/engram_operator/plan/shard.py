@@ -18,19 +18,19 @@ from engram_operator.plan.members import ordinal_of, primary_of
 from engram_operator.plan.observed import Database, Observed, Silence
 from engram_operator.plan.roles import plan_roles
 from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
-from engram_operator.plan.shape import inputs_of, plan_shape
 from engram_operator.plan.sizing import plan_members
 from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, Remove, Step, Wait
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A shard as its builders made it: the StatefulSet apart, because it is shaped by what is there."""
+    """A shard as its builders made it, and its StatefulSet as it may be now; `held` is what it may not be yet."""
 
     id: str
     scope: str
     objects: tuple[Manifest, ...]
     statefulset: Manifest
+    held: str
 
     @property
     def parts(self) -> tuple[Manifest, ...]:
@@ -49,24 +49,23 @@ def plan_shard(spec: ClusterSpec, wanted: Wanted, seen: Observed, *, is_file_new
     yield from _plan_claims(spec, wanted.id, seen)
     live = seen.live("StatefulSet", wanted.scope)
     crew = crew_of(wanted, seen, live)
-    desired, _ = plan_shape(wanted.statefulset, live, inputs_of(spec, seen.annotations), spec.update_policy)
+    desired = wanted.statefulset
     before: tuple[Step, ...] = ()
     if live is not None:
         size, before = plan_members(crew, desired["spec"]["replicas"], live["spec"]["replicas"])
-        desired["spec"]["replicas"] = size
+        desired = desired | {"spec": desired["spec"] | {"replicas": size}}
     step = plan_apply(desired, live)
     if step is not None:
         yield step
         yield Wait("StatefulSetChanged", f"{wanted.scope} is to follow its StatefulSet", LOOK_S)
         return
-    yield from _plan_members(spec, wanted, seen, before, is_file_new=is_file_new)
+    yield from _plan_members(spec, wanted, seen, crew, before, is_file_new=is_file_new)
 
 
 def _plan_members(
-    spec: ClusterSpec, wanted: Wanted, seen: Observed, before: tuple[Step, ...], *, is_file_new: bool
+    spec: ClusterSpec, wanted: Wanted, seen: Observed, crew: Crew, before: tuple[Step, ...], *, is_file_new: bool
 ) -> Iterator[Step]:
     live = seen.live("StatefulSet", wanted.scope) or {}
-    crew = crew_of(wanted, seen, live)
     if (live.get("status") or {}).get("observedGeneration") != live["metadata"].get("generation"):
         yield Wait("StatefulSetChanged", f"{wanted.scope} is to follow its StatefulSet", LOOK_S)
         return
@@ -96,12 +95,6 @@ def crew_of(wanted: Wanted, seen: Observed, live: Manifest | None) -> Crew:
     """The members of a shard and what they are measured by."""
     revision = str(((live or {}).get("status") or {}).get("updateRevision") or "")
     return Crew(wanted.scope, seen.members(wanted.id), seen.leader(wanted.scope), revision, seen.now_s)
-
-
-def held_back(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> str:
-    """What a newer operator would change in the shard's pods and may not yet."""
-    live = seen.live("StatefulSet", wanted.scope)
-    return plan_shape(wanted.statefulset, live, inputs_of(spec, seen.annotations), spec.update_policy)[1]
 
 
 def plan_objects(manifests: Iterable[Manifest], seen: Observed) -> Iterator[Step]:

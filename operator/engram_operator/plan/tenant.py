@@ -7,7 +7,6 @@ So a file never names what a shard does not know. A shard in Maintenance is left
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from engram_contract.names import POOLER_PORT, POSTGRES_PORT, TENANT_LABEL, tenant_objects, tenant_role
@@ -15,12 +14,11 @@ from engram_contract.shardmap import BadMap, NoActiveShard, Node, Shard, ShardMa
 from engram_contract.spec import ClusterSpec, Provider, TenantSpec
 from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.tenant import build_tenant_config, build_tenant_secret
+from engram_operator.plan.conditions import Verdict, build_condition
 from engram_operator.plan.drift import plan_apply
 from engram_operator.plan.maps import plan_map, tenant_database
 from engram_operator.plan.observed import Silence
 from engram_operator.plan.steps import Manifest, PrepareTenant, PublishMap, Step, Wait
-
-MAX_MESSAGE_CHARS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +138,18 @@ def build_tenant_status(
     role = tenant_role(tenant.namespace, tenant.name)
     waiting = next(iter(waits), None)
     is_ready = waiting is None and plan.shard_map is not None
-    before = (resource.get("status") or {}).get("conditions") or ()
-    old: Mapping[str, Any] = next((each for each in before if each["type"] == "Ready"), {})
-    moment = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    generation = resource["metadata"]["generation"]
-    message = waiting.message if waiting else "sidecars can serve the tenant"
-    condition = {
-        "type": "Ready",
-        "status": str(is_ready),
-        "observedGeneration": generation,
-        "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == str(is_ready) else moment,
-        "reason": waiting.reason if waiting else "Ready",
-        "message": message[:MAX_MESSAGE_CHARS],
-    }
+    verdict = Verdict(
+        "Ready",
+        waiting.reason if waiting else "Ready",
+        waiting.message if waiting else "sidecars can serve the tenant",
+        holds=is_ready,
+    )
     status: dict[str, Any] = {
-        "observedGeneration": generation,
+        "observedGeneration": resource["metadata"]["generation"],
         "phase": "Ready" if is_ready else "Waiting",
         "role": role,
         "database": tenant_database(role, tenant.isolation),
-        "conditions": [condition],
+        "conditions": [build_condition(verdict, resource, now_s)],
     }
     if plan.shard_map is not None:
         status["mapEpoch"] = plan.shard_map.epoch

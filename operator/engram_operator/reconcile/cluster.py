@@ -14,9 +14,9 @@ from engram_contract.names import API_VERSION, CLUSTER_KIND
 from engram_contract.spec import BadSpec, ClusterSpec
 from engram_operator.clients.kube import MEMORY_CLUSTERS, Kube, Manifest
 from engram_operator.controller import Outcome
-from engram_operator.errors import ApiNotFound, LostLease
+from engram_operator.errors import ApiNotFound
 from engram_operator.events import About, Recorder
-from engram_operator.leadership import Leadership, Term
+from engram_operator.leadership import Leadership
 from engram_operator.manifests.site import Site
 from engram_operator.metrics import OperatorMetrics
 from engram_operator.plan.cluster import Plan, plan_cluster
@@ -26,9 +26,9 @@ from engram_operator.plan.steps import Apply, ReloadFiles
 from engram_operator.reconcile.execute import execute, preview
 from engram_operator.reconcile.hands import hands_for, refresh_certificates
 from engram_operator.reconcile.observe import observe_cluster
+from engram_operator.reconcile.writing import write_status
 from engram_operator.workqueue import Key
 
-STATUS_MANAGER: Final = "engram-operator-status"
 SOON_S: Final = 0.5  # after something was done: its effects are seen by then, and the next step is due
 SHOWN_S: Final = 30.0  # how old a plan may be that is only shown
 
@@ -83,7 +83,7 @@ class ClusterReconciler:
     async def _carry_out(self, spec: ClusterSpec, seen: Observed, plan: Plan) -> Round:
         if spec.paused or spec.plan_only:
             return preview(plan.tracks)
-        ended = await execute(hands_for(self._kube, self._term(), spec, seen), plan.tracks)
+        ended = await execute(hands_for(self._kube, self._leadership.held(), spec, seen), plan.tracks)
         for name in await refresh_certificates(spec, seen):
             log.info("certificate read anew", extra={"pod": name})
         return ended
@@ -93,17 +93,8 @@ class ClusterReconciler:
         key = Key(CLUSTER_KIND, resource["metadata"]["namespace"], resource["metadata"]["name"])
         self._conditions[key] = {each["type"]: each["status"] for each in status["conditions"]}
         self._metrics.set_clusters(self._conditions.values())
-        if is_same_status(resource.get("status") or {}, status):
-            return
-        metadata = resource["metadata"]
-        manifest = {
-            "apiVersion": API_VERSION,
-            "kind": CLUSTER_KIND,
-            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
-            "status": status,
-        }
-        timeout_s = min(self._term().check(), 10.0)
-        await self._kube.apply_status(MEMORY_CLUSTERS, manifest, STATUS_MANAGER, timeout_s=timeout_s)
+        kind = (MEMORY_CLUSTERS, CLUSTER_KIND)
+        await write_status(self._kube, self._leadership.held(), kind, resource, status)
 
     async def _tell(self, resource: Manifest, ended: Round) -> None:
         """Events for people: what was done, and what somebody should look at."""
@@ -113,12 +104,6 @@ class ClusterReconciler:
                 await self._recorder.record(about, "Normal", type(step).__name__, str(step))
         for fault in ended.faults:
             await self._recorder.record(about, "Warning", fault.reason, fault.message)
-
-    def _term(self) -> Term:
-        term = self._leadership.term
-        if term is None:
-            raise LostLease("this process does not lead")
-        return term
 
 
 def _outcome(spec: ClusterSpec, plan: Plan, ended: Round) -> Outcome:
@@ -132,18 +117,3 @@ def _outcome(spec: ClusterSpec, plan: Plan, ended: Round) -> Outcome:
     if (spec.paused or spec.plan_only) and plan.lines:
         return Outcome("waiting", SHOWN_S, (), ("paused" if spec.paused else "planOnly",))
     return Outcome("waiting" if waits else "settled", again_s, (), waits)
-
-
-def is_same_status(before: object, after: object) -> bool:
-    """Whether both say the same; what says nothing does not count."""
-    return bool(_without_empty(before) == _without_empty(after))
-
-
-def _without_empty(value: Any) -> Any:  # noqa: ANN401  JSON has no narrower type
-    """The value without members that the API server may drop or that say nothing."""
-    if isinstance(value, dict):
-        kept = {name: _without_empty(each) for name, each in value.items()}
-        return {name: each for name, each in kept.items() if each not in ("", None, [], {})}
-    if isinstance(value, list):
-        return [_without_empty(each) for each in value]
-    return value

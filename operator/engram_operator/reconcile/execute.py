@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from engram_contract.names import CLUSTER_KIND, CLUSTER_LABEL, PROTECTED_LABEL
-from engram_operator.clients.kube import CALL_TIMEOUT_S, NAMESPACES, OWNED, Kube, Manifest
+from engram_operator.clients.kube import NAMESPACES, OWNED, Kube, Manifest
 from engram_operator.clients.patroni import reload_files, restart_postgres
 from engram_operator.errors import (
     ApiConflict,
@@ -48,6 +48,7 @@ from engram_operator.plan.steps import (
     TurnRoles,
     Wait,
 )
+from engram_operator.reconcile.writing import left_s
 
 FIELD_MANAGER: Final = "engram-operator"
 # One for each writer: two applies of one object under one name would delete each other's fields.
@@ -80,7 +81,6 @@ async def execute(hands: Hands, tracks: Iterable[Track]) -> Round:
     """What was done, and where each track ended. Raises ApiUnavailable, LostLease."""
     ended = Round()
     for track in tracks:
-        is_over = False
         for step in track.steps:
             if isinstance(step, Note):
                 ended = replace(ended, notes=(*ended.notes, (track.name, step)))
@@ -94,13 +94,12 @@ async def execute(hands: Hands, tracks: Iterable[Track]) -> Round:
                 raise
             except OperatorError as error:
                 ended = replace(ended, waits=(*ended.waits, (track.name, _wait_of(step, error))))
-                is_over = track.name == CLUSTER_TRACK
+                if track.name == CLUSTER_TRACK:
+                    return ended
                 break
             ended = replace(ended, done=(*ended.done, step))
             if isinstance(step, MakeCredentials | TurnCertificates | RotateCredentials):
                 return ended  # everything after it was planned without what it made
-        if is_over:
-            break
     return ended
 
 
@@ -121,7 +120,7 @@ async def _act(hands: Hands, step: Step) -> None:
             await _delete(hands, "Pod", name, uid)
         case Switchover():
             manifest = build_switchover(hands.namespace, hands.cluster, step.scope, step.primary, step.candidate)
-            await hands.kube.apply(OWNED["ConfigMap"], manifest, SWITCHOVER_MANAGER, timeout_s=_left_s(hands))
+            await hands.kube.apply(OWNED["ConfigMap"], manifest, SWITCHOVER_MANAGER, timeout_s=left_s(hands.term))
         case MakeCredentials():
             await _refuse_strangers(hands, "Secret", ClusterNames(hands.cluster, hands.namespace).credentials)
             await hands.make_credentials()
@@ -131,7 +130,7 @@ async def _act(hands: Hands, step: Step) -> None:
         case RotateCredentials(request):
             await hands.rotate_credentials(request)
         case _:
-            _left_s(hands)
+            left_s(hands.term)
             await _act_inside(hands, step)
 
 
@@ -159,7 +158,7 @@ async def _apply(hands: Hands, manifest: Manifest) -> None:
     if kind not in MANAGERS:
         await _refuse_strangers(hands, kind, metadata["name"])
     manager = MANAGERS.get(kind, FIELD_MANAGER)
-    answer = await hands.kube.apply(resource, manifest, manager, timeout_s=_left_s(hands))
+    answer = await hands.kube.apply(resource, manifest, manager, timeout_s=left_s(hands.term))
     log.debug("applied", extra={"object_kind": kind, "object_name": metadata["name"], "uid": answer["metadata"]["uid"]})
 
 
@@ -187,20 +186,15 @@ async def _remove(hands: Hands, manifest: Manifest) -> None:
         place = {name: metadata[name] for name in ("name", "namespace", "uid")}
         opened = {"apiVersion": manifest["apiVersion"], "kind": kind}
         opened["metadata"] = place | {"labels": {PROTECTED_LABEL: "false"}}
-        await hands.kube.apply(OWNED[kind], opened, MANAGERS["Namespace"], timeout_s=_left_s(hands))
+        await hands.kube.apply(OWNED[kind], opened, MANAGERS["Namespace"], timeout_s=left_s(hands.term))
     await _delete(hands, kind, metadata["name"], metadata["uid"])
 
 
 async def _delete(hands: Hands, kind: str, name: str, uid: str) -> None:
     try:
-        await hands.kube.delete(OWNED[kind], hands.namespace, name, uid, timeout_s=_left_s(hands))
+        await hands.kube.delete(OWNED[kind], hands.namespace, name, uid, timeout_s=left_s(hands.term))
     except ApiNotFound:
         return  # gone is what was wanted
-
-
-def _left_s(hands: Hands) -> float:
-    """The write's deadline: what is left of the term, and no more than a usual call. Raises LostLease."""
-    return min(hands.term.check(), CALL_TIMEOUT_S)
 
 
 def _wait_of(step: Step, error: OperatorError) -> Wait:

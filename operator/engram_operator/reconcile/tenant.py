@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from engram_contract.names import API_VERSION, CREDENTIALS_FILE, MAP_FILE, TENANT_KIND, tenant_objects, tenant_role
+from engram_contract.names import CREDENTIALS_FILE, MAP_FILE, TENANT_KIND, tenant_objects, tenant_role
 from engram_contract.shardmap import BadMap, ShardMap
 from engram_contract.spec import BadSpec, ClusterSpec, TenantSpec
 from engram_operator.clients import facts, postgres
@@ -22,7 +22,7 @@ from engram_operator.clients.kube import MEMORY_CLUSTERS, MEMORY_TENANTS, NAMESP
 from engram_operator.clients.postgres import ShardIdentity
 from engram_operator.controller import Outcome
 from engram_operator.errors import ApiNotFound, LostLease, OperatorError
-from engram_operator.leadership import Leadership, Term
+from engram_operator.leadership import Leadership
 from engram_operator.plan.maps import tenant_database
 from engram_operator.plan.migrations import MigrationConflict
 from engram_operator.plan.observed import Observed, Silence
@@ -36,14 +36,13 @@ from engram_operator.plan.tenant import (
     places_of,
     plan_tenant,
 )
-from engram_operator.reconcile.cluster import STATUS_MANAGER, is_same_status
 from engram_operator.reconcile.execute import FIELD_MANAGER
 from engram_operator.reconcile.hands import login
 from engram_operator.reconcile.observe import admins_of, ca_of, observe_shards
+from engram_operator.reconcile.writing import left_s, write_status
 from engram_operator.workqueue import Key
 
 NOWHERE_S: Final = 10.0
-CALL_S: Final = 10.0
 PASSWORD_BYTES: Final = 32
 
 
@@ -179,13 +178,15 @@ class TenantReconciler:
             (each for each in plan.steps if isinstance(each, Apply) and each.manifest["kind"] == "Secret"), None
         )
         if step is not None:
-            await self._kube.create(SECRETS, subject.tenant.namespace, step.manifest, timeout_s=self._left_s())
+            await self._kube.create(
+                SECRETS, subject.tenant.namespace, step.manifest, timeout_s=left_s(self._leadership.held())
+            )
 
     async def _do(self, subject: Subject, seen: TenantObserved, step: Step) -> None:
-        left_s = self._left_s()
+        timeout_s = left_s(self._leadership.held())
         if isinstance(step, Apply):
             manifest = step.manifest
-            await self._kube.apply(OWNED[manifest["kind"]], manifest, FIELD_MANAGER, timeout_s=left_s)
+            await self._kube.apply(OWNED[manifest["kind"]], manifest, FIELD_MANAGER, timeout_s=timeout_s)
         elif isinstance(step, PrepareTenant):
             await self._prepare(subject, seen, step)
         elif isinstance(step, PublishMap):
@@ -213,26 +214,13 @@ class TenantReconciler:
         waits: tuple[Wait, ...],
     ) -> Outcome:
         status = build_tenant_status(tenant, resource, plan, waits, self._wall_clock())
-        if not is_same_status(resource.get("status") or {}, status):
-            metadata = resource["metadata"]
-            manifest = {
-                "apiVersion": API_VERSION,
-                "kind": TENANT_KIND,
-                "metadata": {name: metadata[name] for name in ("name", "namespace", "uid")},
-                "status": status,
-            }
-            await self._kube.apply_status(MEMORY_TENANTS, manifest, STATUS_MANAGER, timeout_s=self._left_s())
+        kind = (MEMORY_TENANTS, TENANT_KIND)
+        await write_status(self._kube, self._leadership.held(), kind, resource, status)
         said = tuple(wait.message for wait in waits)
         again_s = min((wait.seconds for wait in waits), default=None)
         if done:
             return Outcome("acted", again_s, tuple(map(str, done)), said)
         return Outcome("waiting" if waits else "settled", again_s, (), said)
-
-    def _left_s(self) -> float:
-        term: Term | None = self._leadership.term
-        if term is None:
-            raise LostLease("this process does not lead")
-        return min(term.check(), CALL_S)
 
 
 def read_passwords(secret: Manifest | None, role: str) -> tuple[str, ...]:
