@@ -13,10 +13,11 @@ from typing import Any
 from engram_contract.names import CLUSTER_LABEL, SCOPE_LABEL, SHARD_LABEL
 from engram_contract.spec import ClusterSpec
 from engram_operator.manifests.credentials import PLACEHOLDER
+from engram_operator.manifests.meta import digest_of
+from engram_operator.manifests.patroni import SETTINGS
 from engram_operator.manifests.site import Site
 from engram_operator.plan.cluster import plan_cluster
-from engram_operator.plan.drift import digest_of
-from engram_operator.plan.observed import Database, Observed, Silence, TenantSeen
+from engram_operator.plan.observed import Database, Loaded, Observed, Silence, TenantSeen
 from engram_operator.plan.report import Round, build_status
 from engram_operator.plan.roles import marks_of
 from engram_operator.plan.steps import (
@@ -82,6 +83,7 @@ class World:
             certificates=None,
             tenants=self.tenants,
             now_s=self.now_s,
+            loaded={each["metadata"]["name"]: self._loaded(each) for each in self._of("Pod")},
         )
 
     def round(self, spec: ClusterSpec) -> Round:
@@ -199,7 +201,10 @@ class World:
         if notes.get("leader") not in names:
             notes["leader"] = names[0] if names else ""
         notes["optime"] = "1000"
+        config = self.objects.get(("ConfigMap", f"{scope}-config"), _config_map(scope, "config"))
+        shared = json.loads(config["metadata"]["annotations"].get("config", "{}"))
         for pod in running:
+            pod["read"] = shared["postgresql"]["parameters"][SETTINGS] if shared else ""
             is_leader = pod["metadata"]["name"] == notes["leader"]
             said = {"role": "primary" if is_leader else "sync_standby", "state": "running", "xlog_location": 1000}
             pod["metadata"]["annotations"] = {"status": json.dumps(said | pod.get("pending", {}))}
@@ -276,6 +281,10 @@ class World:
             assert all(_is_running(self.objects["Pod", name], scope) for name in rest), "the rest is not healthy"
             leader = self.objects["ConfigMap", f"{scope}-leader"]["metadata"]["annotations"]["leader"]
             assert leader in rest, "the primary was to go"
+
+    def _loaded(self, pod: Json) -> Loaded:
+        """Patroni reads what is new two seconds later, but Postgres knows of a restart before Patroni tells of it."""
+        return Loaded(pod.get("read", ""), needs_restart="pending" in pod)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

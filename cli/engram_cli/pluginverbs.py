@@ -139,11 +139,13 @@ def run_pause(hands: Hands, cluster: str, *, paused: bool, timeout_s: float) -> 
 
 def run_switchover(hands: Hands, cluster: str, shard: str, to: str | None, *, yes: bool, timeout_s: float) -> None:
     """Another member of the shard is the primary. Works without the operator: Patroni does it."""
+    if not yes and not sys.stdin.isatty():
+        raise Misuse("nobody is there to confirm this: say --yes")
     view = _fetch(hands, cluster)
     scope = choose_shard(view, shard)
     handover = plan_handover(view, shard, _live(hands, view.namespace, scope), to)
     _show_handover(hands, handover)
-    if not yes and not _is_confirmed(hands):
+    if not yes and not hands.screen.confirms("Switch over?"):
         raise Failure("nothing was changed")
     ask = build_switchover(view.namespace, view.name, scope, handover.primary, handover.candidate)
     began_s = hands.monotonic_s()
@@ -271,12 +273,6 @@ def _show_handover(hands: Hands, handover: Handover) -> None:
     hands.screen.say(f"{handover.shard} of {handover.namespace}/{handover.cluster}: primary {handover.primary}")
     hands.screen.say(f"  its place takes {handover.candidate} ({how})")
     hands.screen.say("  writes to this shard wait or fail for some seconds, and connections to the old primary end")
-
-
-def _is_confirmed(hands: Hands) -> bool:
-    if not sys.stdin.isatty():
-        raise Misuse("nobody is there to confirm this: say --yes")
-    return hands.screen.confirms("Switch over?")
 
 
 # ------------------------------------------------------------------------------------------------------------- waiting

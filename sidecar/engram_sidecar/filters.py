@@ -30,6 +30,7 @@ MAX_STEPS: Final = 64  # as deep as a value may be
 MAX_NAME_BYTES: Final = 4_096
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 # RFC 3339: a date-time always names its offset.
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -143,7 +144,11 @@ def _time_text(operand: object, where: str) -> str:
     try:
         if not isinstance(operand, str) or _TIME.fullmatch(operand) is None:
             raise ValueError  # noqa: TRY301  one reason for every wrong form
-        moment = datetime.fromisoformat(operand.upper()).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
+        moment = datetime.fromisoformat(operand.upper())
+    except ValueError as error:
         raise Unprocessable(Flaw(where, "must be a date and time of RFC 3339 with its offset")) from error
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:  # in UTC it is of the year 0 or 10000, which no memory is of: the nearest time compares alike
+        moment = _FIRST if moment.year == 1 else _LAST
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")

@@ -15,13 +15,17 @@ from typing import Any, Final
 
 from engram_contract.names import INJECTED_LABEL
 from tests.e2e import memory, shards
-from tests.e2e.cluster import Cluster, holds
+from tests.e2e.cluster import Cluster, CommandFailed, holds
 from tests.e2e.releases import image
 
 Json = dict[str, Any]
 WRITER: Final = Path(__file__).with_name("writer.py")
 PYTHON: Final = "/opt/patroni/bin/python"
 LONGEST_S: Final = 7200
+KILL: Final = "import os, signal; os.kill(int(open('/data/postgres/postmaster.pid').readline()), signal.SIGKILL)"
+FOLLOWERS: Final = (
+    "SELECT count(*), count(*) FILTER (WHERE sync_state = 'sync') FROM pg_stat_replication WHERE state = 'streaming'"
+)
 STOP: Final = "import os, signal; os.kill(1, signal.SIGTERM)"
 
 
@@ -142,18 +146,38 @@ def pods(cluster: Cluster, namespace: str, shard: str = "s0") -> dict[str, Json]
     return {each["metadata"]["name"]: each for each in found}
 
 
+def python(cluster: Cluster, namespace: str, pod: str, program: str, *arguments: str) -> str:
+    """What a program of Python prints that runs in the pod of a member."""
+    command = ("exec", "-n", namespace, pod, "-c", "postgres", "--", PYTHON, "-c", program, *arguments)
+    return cluster.kubectl(*command).strip()
+
+
+def kill_postgres(cluster: Cluster, namespace: str, pod: str) -> None:
+    """The postmaster in the pod ends at once, with everything that it was about to write."""
+    python(cluster, namespace, pod, KILL)
+
+
 def leader(cluster: Cluster, namespace: str, shard: str = "s0") -> str:
     """Who leads, as Patroni notes it."""
     return _noted(cluster, namespace, f"memory-{shard}-leader").get("leader", "")
 
 
 def is_whole(cluster: Cluster, namespace: str, members: int, shard: str = "s0") -> bool:
-    """Whether every member is ready and one can take over without a loss: Patroni notes a synchronous one."""
+    """Whether every member is ready and one can take over without a loss: a synchronous one that all agree on.
+
+    Patroni notes it, but what it notes is of its last look, and after a crash nobody may follow the primary any more.
+    """
     found = pods(cluster, namespace, shard).values()
     ready = [each for each in found if holds(each, "Ready") and "deletionTimestamp" not in each["metadata"]]
     sync = _noted(cluster, namespace, f"memory-{shard}-sync")
     is_led = bool(sync.get("sync_standby")) and sync.get("leader") == leader(cluster, namespace, shard)
-    return len(ready) == members and (is_led or members == 1)
+    if len(ready) != members or not (is_led or members == 1):
+        return False
+    try:
+        told = memory.sql(cluster, namespace, leader(cluster, namespace, shard), FOLLOWERS)
+    except CommandFailed:  # it starts, or another one leads by now
+        return False
+    return told == f"{members - 1}|{min(1, members - 1)}"
 
 
 def wait_whole(cluster: Cluster, namespace: str, members: int, deadline_s: float = memory.READY_S) -> None:

@@ -71,7 +71,6 @@ def test_a_shard_whose_pod_is_gone_is_named_and_found_again(cluster: Cluster, na
     cluster.wait_until("the operator to rest", lambda: memory.fetch(cluster, namespace)["status"]["phase"] == "Paused")
     pod = f"/api/v1/namespaces/{namespace}/pods/memory-{lost}-0"
     cluster.kubectl("scale", "-n", namespace, f"statefulset/memory-{lost}", "--replicas=0")
-    cluster.kubectl("delete", "pod", "-n", namespace, f"memory-{lost}-0", "--grace-period=0", "--force")
     cluster.wait_until("the pod to be gone", lambda: cluster.request("GET", pod)[0] == 404)
     for _ in range(10):
         gone = http("GET", f"/v1/memories/{kept[lost]}")

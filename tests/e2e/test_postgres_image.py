@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.e2e import shards
+from tests.e2e import load, shards
 from tests.e2e.cluster import Cluster
 from tests.e2e.releases import image, need_image
 
@@ -150,8 +150,7 @@ def lose_primary(cluster: Cluster, namespace: str, how: str) -> None:
     writer = f"writer-{how.rsplit(' ', 1)[-1]}"
     start_writer(cluster, namespace, writer)
     if how == "its Postgres killed":
-        kill = "import os, signal; os.kill(int(open('/data/postgres/postmaster.pid').readline()), signal.SIGKILL)"
-        cluster.kubectl("exec", "-n", namespace, name, "--", "/opt/patroni/bin/python", "-c", kill)
+        load.kill_postgres(cluster, namespace, name)
     else:
         forced = ("--grace-period=0", "--force") if how == "by force" else ()
         cluster.kubectl("delete", "pod", "-n", namespace, name, "--wait=false", *forced)

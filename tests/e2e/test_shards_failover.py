@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.cluster.layout import INSIDE_VARIABLE
 from tests.e2e import load, memory
 from tests.e2e.cluster import Cluster
+from tests.e2e.machine import pid_of
 
 MEMBERS: Final = 3
 KILL_P99_S: Final = 5.0
@@ -42,7 +41,6 @@ for pid in found:
     os.kill(pid, getattr(signal, sys.argv[2]))
 print(len(found))
 """
-KILL: Final = "import os, signal; os.kill(int(open('/data/postgres/postmaster.pid').readline()), signal.SIGKILL)"
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +53,8 @@ def home(cluster: Cluster, release: str) -> Iterator[str]:
         yield namespace
 
 
-def python(cluster: Cluster, namespace: str, pod: str, program: str, *arguments: str) -> str:
-    command = ("exec", "-n", namespace, pod, "-c", "postgres", "--", load.PYTHON, "-c", program, *arguments)
-    return cluster.kubectl(*command).strip()
-
-
 def kill(cluster: Cluster, namespace: str, primary: str) -> None:
-    python(cluster, namespace, primary, KILL)
+    load.kill_postgres(cluster, namespace, primary)
 
 
 def delete(cluster: Cluster, namespace: str, primary: str) -> None:
@@ -134,12 +127,12 @@ def freeze_primaries(cluster: Cluster, namespace: str, what: list[str]) -> None:
             load.wait_whole(cluster, namespace, MEMBERS)
             primary = load.leader(cluster, namespace)
             began_s = time.time()
-            assert int(python(cluster, namespace, primary, SIGNAL, each, "SIGSTOP")) > 0
+            assert int(load.python(cluster, namespace, primary, SIGNAL, each, "SIGSTOP")) > 0
             try:
                 cluster.wait_until("another leader", lambda: load.leader(cluster, namespace) not in {"", primary}, 60)  # noqa: B023
                 time.sleep(3)  # in which two may write, if two can
             finally:
-                python(cluster, namespace, primary, SIGNAL, each, "SIGCONT")
+                load.python(cluster, namespace, primary, SIGNAL, each, "SIGCONT")
             load.wait_whole(cluster, namespace, MEMBERS)
             windows.append((began_s, time.time()))
         written = writer.written()
@@ -164,26 +157,12 @@ def test_ten_frozen_primaries_are_replaced(cluster: Cluster, home: str) -> None:
 @contextmanager
 def api_server_away() -> Iterator[None]:
     """The API server of our own test cluster answers nobody."""
-    state = os.environ.get(INSIDE_VARIABLE)
-    if not state:
-        pytest.skip("only the API server of our own test cluster can be stopped")
-    pid = api_server_pid(state)
+    pid = pid_of("kube-apiserver")
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def api_server_pid(state: str) -> int:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if words[0].endswith("kube-apiserver") and any(state + "/" in word for word in words):
-            return int(folder.name)
-    raise AssertionError(f"no API server of {state}")
 
 
 def be_without_api_server(cluster: Cluster, namespace: str, seconds: float) -> None:

@@ -2,17 +2,23 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 from tests.e2e import load, memory
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, CommandFailed, holds
+from tests.e2e.machine import disk_of
 from tests.e2e.operators import Operators
 
 Json = dict[str, Any]
 CLASSES: Final = "/apis/storage.k8s.io/v1/storageclasses"
+VOLUMES: Final = "/api/v1/persistentvolumes"
 DEFAULT: Final = "storageclass.kubernetes.io/is-default-class"
 CLAIM: Final = "data-memory-s0-0"
+LOCAL: Final = "engram-e2e-local"  # a class whose volumes the test makes, and lets grow
+TEXT: Final = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 3000) i)"  # 96 kB
+BALLAST: Final = "import os; f = open('/data/ballast', 'wb', 0)\nwhile True: f.write(bytes(65536))"
 
 
 @contextmanager
@@ -34,11 +40,41 @@ def storage_class(cluster: Cluster, name: str) -> Iterator[str]:
         cluster.request("DELETE", f"{CLASSES}/{name}")
 
 
+@contextmanager
+def local_volume(cluster: Cluster, path: Path, size: str) -> Iterator[str]:
+    """The one volume of a class whose volumes may grow, but nobody makes them do it."""
+    node = cluster.request("GET", "/api/v1/nodes")[1]["items"][0]["metadata"]["name"]
+    here = {"matchExpressions": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+    spec = {
+        "storageClassName": LOCAL,
+        "capacity": {"storage": size},
+        "accessModes": ["ReadWriteOnce"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "local": {"path": str(path)},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchFields": here["matchExpressions"]}]}},
+    }
+    kind: Json = {"provisioner": "kubernetes.io/no-provisioner", "allowVolumeExpansion": True}
+    made: dict[str, Json] = {CLASSES: kind | {"volumeBindingMode": "WaitForFirstConsumer"}, VOLUMES: {"spec": spec}}
+    try:
+        for place, body in made.items():
+            status, answer = cluster.request("POST", place, {"metadata": {"name": LOCAL}, **body})
+            assert status == 201, answer
+        yield LOCAL
+    finally:
+        for place in made:
+            cluster.request("DELETE", f"{place}/{LOCAL}")
+
+
 def size_of(cluster: Cluster, namespace: str) -> str:
     """What the claim asks for. That a volume follows is its provisioner's business, which ours is not."""
     path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{CLAIM}"
     asked: str = cluster.request("GET", path)[1]["spec"]["resources"]["requests"]["storage"]
     return asked
+
+
+def serves(cluster: Cluster, namespace: str) -> bool:
+    """Whether the status says that the shard does."""
+    return holds(memory.fetch(cluster, namespace), "ShardsReady")
 
 
 def degraded(cluster: Cluster, namespace: str, reason: str) -> Json:
@@ -81,4 +117,45 @@ def test_a_volume_grows_if_its_class_allows_it_also_under_a_pod_that_cannot_star
         assert ready == ["False"]
         memory.patch(cluster, namespace, {"postgres": {"image": None}})
         memory.wait_ready(cluster, namespace)
+    operator.kill()
+
+
+def fill(cluster: Cluster, namespace: str, pod: str) -> int:
+    """Rows until the disk takes nothing more, not even the log of changes; how many were acknowledged."""
+    memory.sql(cluster, namespace, pod, "CREATE TABLE rows (n int PRIMARY KEY, text text)")
+    with suppress(CommandFailed):  # the disk is full, as it should be
+        load.python(cluster, namespace, pod, BALLAST)
+    number = 0
+    while True:
+        try:
+            memory.sql(cluster, namespace, pod, f"INSERT INTO rows SELECT {number}, {TEXT}")
+        except CommandFailed as error:
+            load.report(f"the disk is full after {number} rows: {str(error).splitlines()[-1]}")
+            return number
+        number += 1
+
+
+def test_a_full_disk_grows_with_the_spec_and_every_row_is_there(operators: Operators) -> None:
+    cluster, operator = operators.cluster, operators.lead()
+    with (
+        disk_of("256Mi") as disk,
+        local_volume(cluster, disk.path, "256Mi") as local,
+        cluster.namespace("full") as namespace,
+    ):
+        own: Json = {"storage": {"storageClassName": local, "reclaimPolicy": "Delete"}, "replicas": 0}
+        memory.apply(
+            cluster, memory.build_memory(namespace, **own), memory.build_memory(namespace, "other", **memory.ALONE)
+        )
+        memory.wait_ready(cluster, namespace)
+        memory.wait_ready(cluster, namespace, "other")
+        rows = fill(cluster, namespace, "memory-s0-0")
+        load.kill_postgres(cluster, namespace, "memory-s0-0")  # it has to write before it can serve again
+        cluster.wait_until("a shard that is down", lambda: not serves(cluster, namespace))
+        memory.patch(cluster, namespace, {"storage": {"size": "512Mi"}})
+        cluster.wait_until("the claim to grow", lambda: size_of(cluster, namespace) == "512Mi", 60)
+        assert not serves(cluster, namespace)
+        assert memory.is_ready(memory.fetch(cluster, namespace, "other"))
+        disk.resize("512Mi")
+        memory.wait_ready(cluster, namespace)
+        assert memory.sql(cluster, namespace, "memory-s0-0", "SELECT count(*) FROM rows") == str(rows)
     operator.kill()

@@ -1,6 +1,6 @@
 """What a shard's Postgres tells of itself, and the few things the operator keeps in it beside schema and maps.
 
-Reads only, but for `mark_role`. The primary is asked; which pod that is, Patroni says.
+Reads only, but for `mark_role`. The primary is asked, but for `fetch_loaded`; which pod that is, Patroni says.
 """
 
 import json
@@ -10,7 +10,8 @@ from engram_contract.names import SHARED_DATABASE
 from engram_operator.clients.connection import MAINTENANCE_DATABASE, Admin, connection_to, quoted
 from engram_operator.clients.postgres import available_migrations, fetch_map
 from engram_operator.errors import DatabaseUnreachable
-from engram_operator.plan.observed import Database
+from engram_operator.manifests.patroni import SETTINGS
+from engram_operator.plan.observed import Database, Loaded
 from engram_operator.plan.roles import OWN_ROLES
 from engram_operator.plan.tenant import OnShard
 
@@ -99,6 +100,19 @@ async def _owned(admin: Admin, databases: list[str]) -> int:
                     "SELECT coalesce(sum(last_slot - first_slot + 1), 0) FROM engram.ownership"
                 )
     return total
+
+
+async def fetch_loaded(admin: Admin) -> Loaded:
+    """What a member, the primary or a replica, runs with. Raises DatabaseUnreachable, LoginRefused."""
+    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
+        row = await connection.fetchrow(
+            "SELECT coalesce(current_setting($1, true), '') AS settings,"
+            " EXISTS (SELECT FROM pg_settings WHERE pending_restart) AS needs_restart",
+            SETTINGS,
+        )
+    if row is None:
+        raise DatabaseUnreachable(f"{admin.host}: a row was expected")
+    return Loaded(row["settings"], row["needs_restart"])
 
 
 async def fetch_tenant(admin: Admin, database: str, role: str) -> OnShard:

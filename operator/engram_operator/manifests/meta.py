@@ -8,6 +8,8 @@ Promises
 Pure. Source: Kubernetes API conventions (labels, owner references, the canonical form of quantities).
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,6 +55,11 @@ class Owner:
             "controller": True,
             "blockOwnerDeletion": False,
         }
+
+
+def digest_of(value: Manifest) -> str:
+    """Sixteen hex digits of a manifest or a part of one; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_labels(cluster: str, component: str, shard: str | None = None) -> dict[str, str]:

@@ -26,7 +26,7 @@ from engram_operator.manifests.credentials import (
     REPLICATORS,
     TLS_DIR,
 )
-from engram_operator.manifests.meta import Manifest, Owner, build_meta
+from engram_operator.manifests.meta import Manifest, Owner, build_meta, digest_of
 from engram_operator.manifests.names import LOCAL_FILE, POOLER_FILE, ShardNames
 from engram_operator.manifests.pooler import SOCKETS_DIR, build_pooler_file
 
@@ -39,6 +39,7 @@ CONNECTIONS: Final = 100
 UNPOOLED_CONNECTIONS: Final = 40  # past the pooler: the operator, replication, migrations
 # Every member twice (a clone takes two), and moves between shards. The same for every spec: a change needs a restart.
 SENDERS: Final = 2 * MAX_NODES + 16
+SETTINGS: Final = "engram.settings"  # of no effect in Postgres: names the shared configuration that a server has read
 READY_LAG_BYTES: Final = 16 * MIB  # a replica further behind is not ready, and takes over only if it is synchronous
 
 
@@ -93,7 +94,18 @@ def _who_may_connect(spec: ClusterSpec) -> list[str]:
 
 
 def build_dynamic(spec: ClusterSpec) -> dict[str, Any]:
-    """The configuration that all members share. What the user sets for Postgres wins over ours."""
+    """The configuration that all members share. What the user sets for Postgres wins over ours, but for SETTINGS."""
+    shared = _shared(spec)
+    shared["postgresql"]["parameters"][SETTINGS] = digest_of(shared)
+    return shared
+
+
+def settings_of(spec: ClusterSpec) -> str:
+    """The value of SETTINGS in a server that has read the shared configuration of this spec."""
+    return str(build_dynamic(spec)["postgresql"]["parameters"][SETTINGS])
+
+
+def _shared(spec: ClusterSpec) -> dict[str, Any]:
     return {
         "ttl": TTL_S,
         "loop_wait": LOOP_WAIT_S,
@@ -125,6 +137,9 @@ def _shared_parameters(spec: ClusterSpec) -> dict[str, Any]:
         "min_wal_size": "32MB",  # two segments, its minimum; the default is more than a small volume's max_wal_size
         "wal_keep_size": _megabytes(min(128 * MIB, volume_bytes // 8)),
         "shared_buffers": _megabytes(max(16 * MIB, memory_bytes // 4)),
+        # The default of 5 s leaves a primary that came back from a crash without a synchronous standby for that long:
+        # Patroni lets it write alone, and nobody can take over from it if it is lost in this time.
+        "wal_retrieve_retry_interval": "500ms",
         "password_encryption": "scram-sha-256",
         # No memory's content in the log: no statement, no parameter, and of an error the message alone, because its
         # DETAIL quotes rows.

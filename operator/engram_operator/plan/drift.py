@@ -7,20 +7,14 @@ Pure.
 """
 
 import copy
-import hashlib
-import json
 from typing import Any, Final
 
 from engram_contract.names import APPLIED_ANNOTATION
+from engram_operator.manifests.meta import digest_of
 from engram_operator.plan.steps import Apply, Manifest
 
 # The keys by which server-side apply merges lists of objects; a list without one of them is compared item by item.
 MERGE_KEYS: Final = ("name", "mountPath", "containerPort", "port", "uid", "topologyKey")
-
-
-def digest_of(manifest: Manifest) -> str:
-    """Sixteen hex digits of the manifest."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stamped(manifest: Manifest) -> Manifest:

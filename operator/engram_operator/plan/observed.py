@@ -40,6 +40,14 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """With which shared configuration the Postgres of a member runs, and whether some of it takes effect at a start."""
+
+    settings: str
+    needs_restart: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TenantSeen:
     """A tenant of the cluster, as its status tells: slots by shard, for every shard that its map names."""
 
@@ -64,10 +72,13 @@ class Observed:
     tenants: tuple[TenantSeen, ...]
     now_s: float
     credentials_fault: str = ""  # why the Secret that is there cannot be read; never with what stands in it
+    loaded: Mapping[str, Loaded | Silence] = field(default_factory=dict)  # by member, of those that are healthy
 
-    def with_databases(self, databases: Mapping[str, Database | Silence]) -> "Observed":
-        """The same with what the shards' databases told."""
-        return replace(self, databases=databases)
+    def with_answers(
+        self, databases: Mapping[str, Database | Silence], loaded: Mapping[str, Loaded | Silence]
+    ) -> "Observed":
+        """The same with what the shards' primaries and the members told."""
+        return replace(self, databases=databases, loaded=loaded)
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 from engram_contract.names import SHAPE_ANNOTATION, UPDATE_ANNOTATION
 from engram_contract.spec import ClusterSpec
 from engram_contract.spec_parts import UpdatePolicy
-from engram_operator.plan.drift import digest_of, first_difference
+from engram_operator.manifests.meta import digest_of
+from engram_operator.plan.drift import first_difference
 from engram_operator.plan.steps import Manifest
 
 

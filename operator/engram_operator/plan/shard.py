@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from engram_contract.quantities import bytes_of
 from engram_contract.spec import ClusterSpec
 from engram_operator.manifests.dcs import build_dcs_owners
+from engram_operator.manifests.patroni import settings_of
 from engram_operator.manifests.storage import build_claim
 from engram_operator.plan.drift import first_difference, plan_apply
 from engram_operator.plan.members import ordinal_of, primary_of
-from engram_operator.plan.observed import Database, Observed, Silence
+from engram_operator.plan.observed import Database, Loaded, Observed, Silence
 from engram_operator.plan.roles import plan_roles
 from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
 from engram_operator.plan.sizing import plan_members
@@ -88,7 +89,21 @@ def _plan_members(
     if len(crew.members) < spec.replicas + 1:
         yield Wait("MembersMissing", f"{wanted.scope} has {len(crew.members)} of {spec.replicas + 1} members", LOOK_S)
         return
-    yield from plan_rollout(crew)
+    steps = tuple(plan_rollout(crew))
+    yield from steps or _plan_reading(spec, crew, seen)
+
+
+def _plan_reading(spec: ClusterSpec, crew: Crew, seen: Observed) -> Iterator[Step]:
+    """Patroni tells of a restart that settings need seconds after Postgres has read them, so Postgres is asked."""
+    wanted = Loaded(settings_of(spec), needs_restart=False)
+    for member in crew.members:
+        told = seen.loaded.get(member.name, Silence("it has not been asked yet"))
+        if isinstance(told, Silence):
+            yield Wait("MemberSilent", f"{member.name}: {told.reason}", LOOK_S)
+            return
+        if told != wanted:
+            yield Wait("SettingsNotTaken", f"{member.name}: Postgres does not run with its settings yet", LOOK_S)
+            return
 
 
 def crew_of(wanted: Wanted, seen: Observed, live: Manifest | None) -> Crew:

@@ -14,7 +14,7 @@ from engram_contract.spec import BadSpec, ClusterSpec, Provider, TenantSpec
 from engram_operator.clients import x509
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.dsn import admin_of
-from engram_operator.clients.facts import fetch_facts
+from engram_operator.clients.facts import fetch_facts, fetch_loaded
 from engram_operator.clients.kube import (
     MEMORY_CLUSTERS,
     MEMORY_TENANTS,
@@ -30,7 +30,7 @@ from engram_operator.manifests.credentials import SUPERUSER, Credentials
 from engram_operator.manifests.names import ClusterNames
 from engram_operator.plan.certificates import Stored
 from engram_operator.plan.members import primary_of
-from engram_operator.plan.observed import Database, Observed, Silence, TenantSeen
+from engram_operator.plan.observed import Database, Loaded, Observed, Silence, TenantSeen
 
 Key = tuple[str, str]
 
@@ -60,8 +60,8 @@ async def observe_cluster(kube: Kube, resource: Manifest, spec: ClusterSpec, clo
         now_s=clock(),
         credentials_fault=fault,
     )
-    databases = await _ask_databases(kube, spec, seen)
-    return seen.with_databases(databases)
+    databases, loaded = await asyncio.gather(_ask_databases(kube, spec, seen), _ask_members(spec, seen))
+    return seen.with_answers(databases, loaded)
 
 
 async def observe_shards(kube: Kube, resource: Manifest, spec: ClusterSpec, clock: Callable[[], float]) -> Observed:
@@ -130,11 +130,13 @@ async def admins_of(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str
     primary = primary_of(seen.members(shard_id), seen.leader(names.scope))
     if primary is None or seen.credentials is None:
         raise OperatorError("it has no primary")
-    host, ca = names.host(primary.ordinal), ca_of(seen, spec)
-    logins = [admin_for(host, seen.credentials, ca)]
-    if seen.credentials.superuser_previous:
-        logins.append(admin_for(host, seen.credentials, ca, previous=True))
-    return tuple(logins)
+    return _logins_of(names.host(primary.ordinal), seen.credentials, ca_of(seen, spec))
+
+
+def _logins_of(host: str, credentials: Credentials, ca: str) -> tuple[Admin, ...]:
+    present = admin_for(host, credentials, ca)
+    before = (admin_for(host, credentials, ca, previous=True),) if credentials.superuser_previous else ()
+    return (present, *before)
 
 
 async def _external_admin(kube: Kube, spec: ClusterSpec, shard_id: str) -> Admin:
@@ -168,6 +170,31 @@ async def _ask(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, *, 
                 reason = str(error)
     except OperatorError as error:
         reason = str(error)
+    return Silence(reason)
+
+
+async def _ask_members(spec: ClusterSpec, seen: Observed) -> Mapping[str, Loaded | Silence]:
+    """With what each healthy member of a shard that is wanted runs."""
+    if spec.provider is Provider.EXTERNAL or seen.credentials is None:
+        return {}
+    names, ca = ClusterNames(spec.name, spec.namespace), ca_of(seen, spec)
+    asked = {
+        member.name: _logins_of(names.shard(shard.id).host(member.ordinal), seen.credentials, ca)
+        for shard in spec.shards
+        for member in seen.members(shard.id)
+        if member.is_healthy
+    }
+    answers = await asyncio.gather(*(_ask_member(logins) for logins in asked.values()))
+    return dict(zip(asked, answers, strict=True))
+
+
+async def _ask_member(logins: tuple[Admin, ...]) -> Loaded | Silence:
+    reason = ""
+    for admin in logins:
+        try:
+            return await fetch_loaded(admin)
+        except OperatorError as error:
+            reason = str(error)
     return Silence(reason)
 
 
