@@ -24,6 +24,7 @@ from engram_operator.plan.steps import (
     Apply,
     Note,
     PrepareShard,
+    ReloadFiles,
     Remove,
     RestartPod,
     RestartPostgres,
@@ -204,7 +205,8 @@ class World:
         config = self.objects.get(("ConfigMap", f"{scope}-config"), _config_map(scope, "config"))
         shared = json.loads(config["metadata"]["annotations"].get("config", "{}"))
         for pod in running:
-            pod["read"] = shared["postgresql"]["parameters"][SETTINGS] if shared else ""
+            if shared and "deaf" not in pod:
+                pod["read"] = shared["postgresql"]["parameters"][SETTINGS]
             is_leader = pod["metadata"]["name"] == notes["leader"]
             said = {"role": "primary" if is_leader else "sync_standby", "state": "running", "xlog_location": 1000}
             pod["metadata"]["annotations"] = {"status": json.dumps(said | pod.get("pending", {}))}
@@ -225,6 +227,9 @@ class World:
                 del self.objects["Pod", name]
             case RestartPostgres(name):
                 self.objects["Pod", name].pop("pending", None)
+            case ReloadFiles(shard):
+                for pod in self.pods(shard):
+                    self.objects["Pod", pod].pop("deaf", None)
             case Switchover(scope, _, candidate):
                 request = self.objects.setdefault(("ConfigMap", f"{scope}-failover"), _config_map(scope, "failover"))
                 request["metadata"]["annotations"] = {"member": candidate}

@@ -22,6 +22,7 @@ DURATION_PATTERN: Final = r"^([0-9]{1,5}d)?([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,
 _POWER: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15} | {
     unit: 1024 ** (exponent + 1) for exponent, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi"))
 }
+_POSTGRES_UNIT: Final = {None: 8192, "B": 1, "kB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
@@ -41,6 +42,15 @@ def bytes_of(text: str) -> int:
         raise ValueError(f"{text!r} is no amount of bytes: write a number with Ki Mi Gi Ti Pi or k M G T P, as 10Gi")
     number = text.rstrip("KMGTPik")
     return int((Decimal(number) * _POWER[text[len(number) :]]).to_integral_value(ROUND_CEILING))
+
+
+def blocks_bytes_of(text: str) -> int | None:
+    """The bytes of a setting that Postgres counts in blocks, as `128MB` or `16384`; None if it is not of that form.
+
+    Source: Postgres manual, 19.1.1 (case counts in units; a number without one is in blocks of 8 kB).
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,6})?)\s*(B|kB|MB|GB|TB)?\s*", text)
+    return None if found is None else int(Decimal(found[1]) * _POSTGRES_UNIT[found[2]])
 
 
 def millicores_of(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from engram_contract.kinds import Bytes, Cpu, Duration, Items, OneOf, Pairs, Schedule, Text, Whole
 from engram_contract.parse import Section
 from engram_contract.policy import DAY_S, HTTP_URL, SUBDOMAIN
+from engram_contract.quantities import blocks_bytes_of
 from engram_contract.resource import BadSpec
 from engram_contract.selector import LABEL_KEY, LABEL_VALUE, MAX_LABELS, LabelSelector
 
@@ -145,6 +146,9 @@ class Postgres:
         for name, _ in self.parameters:
             if name in OWNED_PARAMETERS or name.startswith(OWNED_PREFIXES):
                 raise BadSpec(f"parameters.{name}", "is set by Engram itself")
+        buffers_bytes = blocks_bytes_of(dict(self.parameters).get("shared_buffers", "")) or 0
+        if buffers_bytes > self.resources.requests.memory_bytes:  # taken whole at the start, from whoever else is there
+            raise BadSpec("parameters.shared_buffers", "is above resources.requests.memory")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,14 @@ A test that asks for `cluster` is left out, with the reason, where no cluster wa
 was not (cluster.py says how to name one). After a failure its report has a section of what the cluster shows.
 """
 
-import http
 import os
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 
 import pytest
 
-from tests.e2e import memory
 from tests.e2e.cluster import (
     CONTEXTS_VARIABLE,
-    E2E_LABEL,
     SKIP_VARIABLE,
     Cluster,
     CommandFailed,
@@ -25,7 +22,7 @@ from tests.e2e.cluster import (
 )
 from tests.e2e.evidence import evidence
 from tests.e2e.operators import Operators, operating
-from tests.e2e.releases import NAMESPACE, RESTRICTED, install, remove
+from tests.e2e.releases import released
 from tests.e2e.stage import Stage, new_stage
 
 NOTES = pytest.StashKey[list[str]]()
@@ -96,25 +93,9 @@ def crds(cluster: Cluster, _crds_applied: None) -> None:
 
 @pytest.fixture(scope="module")
 def release(cluster: Cluster) -> Iterator[str]:
-    """What Helm says of a release on a cluster that had nothing of ours, in a namespace for `restricted` pods only."""
-    remove(cluster)
-    labels = {E2E_LABEL: "true", **RESTRICTED}
-    status, body = cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}})
-    assert status == http.HTTPStatus.CREATED, body
-    try:
-        yield install(cluster)
-    finally:
-        remove(cluster)
-
-
-@pytest.fixture(scope="module")
-def ready_cluster(cluster: Cluster, release: str) -> Iterator[tuple[str, str]]:
-    """Namespace and name of a MemoryCluster that is Ready: one shard, one replica, in a `restricted` namespace."""
-    with cluster.namespace("memory") as namespace:
-        memory.restrict(cluster, namespace)
-        memory.apply(cluster, memory.build_memory(namespace))
-        memory.wait_ready(cluster, namespace)
-        yield namespace, "memory"
+    """What Helm says of a release that is the file's own."""
+    with released(cluster) as said:
+        yield said
 
 
 @pytest.fixture(scope="module")

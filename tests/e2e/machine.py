@@ -23,7 +23,7 @@ def pid_of(program: str) -> int:
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue  # it has ended since
-        if words[0].endswith(f"/{program}") and any(f"{state}/" in word for word in words):
+        if Path(words[0]).name == program and any(f"{state}/" in word for word in words):
             return int(folder.name)
     raise AssertionError(f"no {program} of {state}")
 
@@ -35,9 +35,9 @@ class Disk:
     kubelet: int
     path: Path
 
-    def resize(self, size: str) -> None:
+    def resize(self, size_mib: int) -> None:
         """It is full when it holds so much."""
-        self.enter("mount", "-o", f"remount,size={size}", str(self.path))
+        self.enter("mount", "-o", f"remount,size={size_mib}m", str(self.path))
 
     def enter(self, *command: str) -> None:
         """Runs a command among the kubelet's mounts."""
@@ -46,12 +46,12 @@ class Disk:
 
 
 @contextmanager
-def disk_of(size: str) -> Iterator[Disk]:
+def disk_of(size_mib: int) -> Iterator[Disk]:
     """A disk of this size, empty and gone afterwards."""
     kubelet = pid_of("kubelet")
     disk = Disk(kubelet, Path(os.environ[INSIDE_VARIABLE]) / "disk")
     disk.enter("mkdir", "-p", str(disk.path))
-    disk.enter("mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(disk.path))
+    disk.enter("mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=0777", "tmpfs", str(disk.path))
     try:
         yield disk
     finally:

@@ -1,15 +1,18 @@
 """What the tests deploy: this checkout's images as the cluster at hand knows them, and one release of the chart."""
 
+import http
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
 from engram_contract.names import PROTECTED_LABEL
 from tests.cluster.layout import INSIDE_VARIABLE
-from tests.e2e.cluster import CRDS, Cluster
+from tests.e2e.cluster import CRDS, E2E_LABEL, Cluster
 from tests.e2e.stage import ROOT
 
 CHART: Final = ROOT / "charts" / "engram"
@@ -45,6 +48,19 @@ def install(cluster: Cluster, **more: Any) -> str:  # noqa: ANN401  values of an
     command = ("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE)
     wait = ("--wait", "--timeout", f"{HELM_WAIT_S:.0f}s", "--values", "-")
     return cluster.helm(*command, *wait, input=json.dumps(VALUES | more), deadline_s=HELM_WAIT_S + 30)
+
+
+@contextmanager
+def released(cluster: Cluster) -> Iterator[str]:
+    """What Helm says of a release on a cluster that had nothing of ours, in a namespace for `restricted` pods only."""
+    remove(cluster)
+    labels = {E2E_LABEL: "true", **RESTRICTED}
+    status, body = cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}})
+    assert status == http.HTTPStatus.CREATED, body
+    try:
+        yield install(cluster)
+    finally:
+        remove(cluster)
 
 
 def remove(cluster: Cluster) -> None:

@@ -103,9 +103,8 @@ def test_every_change_of_a_cluster_is_survived_with_real_shards(operators: Opera
         change(operators, namespace, how, replicas=0)
         assert snapshot(cluster, namespace).keys() == before.keys()
         cluster.kubectl("delete", "memorycluster", "memory", "-n", namespace, "--wait=false")
-        operators.lead(die=f"{how}:1")
-        cluster.wait_until("all of it to go", lambda: not what_is_left(cluster, namespace), GONE_S)
-        operators.kill_all()
+        writes = die_until(operators, how, lambda: not what_is_left(cluster, namespace))
+        tell(f"{how} delete: {len(writes)} writes")
 
 
 @pytest.mark.parametrize("how", ["torn", pytest.param("answered", marks=pytest.mark.soak)])

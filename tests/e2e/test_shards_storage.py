@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+
+import pytest
 
 from tests.e2e import load, memory
 from tests.e2e.cluster import Cluster, CommandFailed, holds
@@ -17,8 +19,10 @@ VOLUMES: Final = "/api/v1/persistentvolumes"
 DEFAULT: Final = "storageclass.kubernetes.io/is-default-class"
 CLAIM: Final = "data-memory-s0-0"
 LOCAL: Final = "engram-e2e-local"  # a class whose volumes the test makes, and lets grow
+ROWS: Final = 100
 TEXT: Final = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 3000) i)"  # 96 kB
-BALLAST: Final = "import os; f = open('/data/ballast', 'wb', 0)\nwhile True: f.write(bytes(65536))"
+# No more than twice the small disk: it must never be the machine's own that is filled.
+BALLAST: Final = "f = open('/data/ballast', 'wb', 0)\nfor _ in range(8192): f.write(bytes(65536))"
 
 
 @contextmanager
@@ -121,16 +125,17 @@ def test_a_volume_grows_if_its_class_allows_it_also_under_a_pod_that_cannot_star
 
 
 def fill(cluster: Cluster, namespace: str, pod: str) -> int:
-    """Rows until the disk takes nothing more, not even the log of changes; how many were acknowledged."""
+    """Rows, then until the disk takes nothing more, not even the log of changes; how many were acknowledged."""
     memory.sql(cluster, namespace, pod, "CREATE TABLE rows (n int PRIMARY KEY, text text)")
-    with suppress(CommandFailed):  # the disk is full, as it should be
+    memory.sql(cluster, namespace, pod, f"INSERT INTO rows SELECT n, {TEXT} FROM generate_series(1, {ROWS}) n")
+    with pytest.raises(CommandFailed, match="No space left on device"):
         load.python(cluster, namespace, pod, BALLAST)
-    number = 0
+    number = ROWS
     while True:
         try:
-            memory.sql(cluster, namespace, pod, f"INSERT INTO rows SELECT {number}, {TEXT}")
+            memory.sql(cluster, namespace, pod, f"INSERT INTO rows SELECT {number + 1}, {TEXT}")
         except CommandFailed as error:
-            load.report(f"the disk is full after {number} rows: {str(error).splitlines()[-1]}")
+            load.report(f"the disk is full after {number} rows: {str(error).strip().splitlines()[-1]}")
             return number
         number += 1
 
@@ -138,7 +143,7 @@ def fill(cluster: Cluster, namespace: str, pod: str) -> int:
 def test_a_full_disk_grows_with_the_spec_and_every_row_is_there(operators: Operators) -> None:
     cluster, operator = operators.cluster, operators.lead()
     with (
-        disk_of("256Mi") as disk,
+        disk_of(256) as disk,
         local_volume(cluster, disk.path, "256Mi") as local,
         cluster.namespace("full") as namespace,
     ):
@@ -155,7 +160,7 @@ def test_a_full_disk_grows_with_the_spec_and_every_row_is_there(operators: Opera
         cluster.wait_until("the claim to grow", lambda: size_of(cluster, namespace) == "512Mi", 60)
         assert not serves(cluster, namespace)
         assert memory.is_ready(memory.fetch(cluster, namespace, "other"))
-        disk.resize("512Mi")
+        disk.resize(512)
         memory.wait_ready(cluster, namespace)
         assert memory.sql(cluster, namespace, "memory-s0-0", "SELECT count(*) FROM rows") == str(rows)
     operator.kill()

@@ -10,7 +10,15 @@ from engram_contract.names import UPDATE_ANNOTATION
 from engram_operator.plan.cluster import plan_cluster
 from engram_operator.plan.observed import TenantSeen
 from engram_operator.plan.report import Round
-from engram_operator.plan.steps import Apply, MakeCredentials, RestartPod, RestartPostgres, Switchover, Wait
+from engram_operator.plan.steps import (
+    Apply,
+    MakeCredentials,
+    ReloadFiles,
+    RestartPod,
+    RestartPostgres,
+    Switchover,
+    Wait,
+)
 from tests.plan_world import BAD_IMAGE, CLUSTER, World, spec_of
 
 
@@ -138,6 +146,29 @@ def test_a_setting_that_goes_down_begins_with_the_primary(value: int, first: str
     restarts = [step for step in world.taken if isinstance(step, RestartPostgres)]
     assert restarts[0].name == first
     assert {step.name for step in restarts} == set(world.pods())
+
+
+def test_ready_waits_for_what_postgres_knows_and_patroni_has_not_told_yet() -> None:
+    world = World()
+    world.settle(spec_of())
+    for pod in world.pods():
+        world.objects["Pod", pod]["pending"] = {"pending_restart": True, "pending_restart_reason": {}}
+    assert reasons(world.round(spec_of())) == {"SettingsNotTaken"}
+    assert condition(world, "Ready") == ("False", "SettingsNotTaken")
+    assert world.settle(spec_of()) == Round()
+
+
+def test_ready_waits_until_every_member_has_read_the_settings() -> None:
+    world = World()
+    world.settle(spec_of())
+    changed = spec_of(postgres={"tls": {"enabled": False}, "parameters": {"work_mem": "8MB"}})
+    assert [type(step) for step in world.round(changed).done] == [Apply]
+    world.objects["Pod", "mem-s0-1"]["deaf"] = True  # Patroni could not write Postgres' file: the disk was full
+    world.objects["Pod", "mem-s0-1"]["read"] = "of before"
+    assert reasons(world.round(changed)) == {"SettingsNotTaken"}
+    world.taken.clear()
+    assert world.settle(changed) == Round()
+    assert [type(step) for step in world.taken] == [ReloadFiles]
 
 
 def test_more_shards_than_the_maps_are_refused_and_fewer_while_they_own_slots() -> None:

@@ -10,7 +10,14 @@ from engram_contract.shardmap import ShardMap, ShardState
 from engram_contract.spec import ClusterSpec, TenantSpec
 from engram_operator.plan.observed import Silence
 from engram_operator.plan.steps import Apply, PrepareTenant, PublishMap, Step, Wait
-from engram_operator.plan.tenant import OnShard, TenantObserved, build_tenant_status, places_of, plan_tenant
+from engram_operator.plan.tenant import (
+    OnShard,
+    TenantObserved,
+    build_tenant_status,
+    places_of,
+    plan_tenant,
+    refused_tenant_status,
+)
 
 ROLE = tenant_role("ns", "team")
 FRESH = OnShard(is_current=False, mark="", shard_map=None)
@@ -132,3 +139,13 @@ def test_a_secret_of_this_name_that_is_somebody_elses_is_left_alone() -> None:
     plan = plan_tenant(tenant(), cluster(), replace(seen(s0=FRESH, s1=FRESH), secret=foreign))
     assert [step.reason for step in plan.steps if isinstance(step, Wait)] == ["NameTaken"]
     assert len(plan.steps) == 1
+
+
+def test_a_refused_tenant_says_why_and_keeps_what_its_sidecars_go_by() -> None:
+    before = build_tenant_status(
+        tenant(), RESOURCE, plan_tenant(tenant(), cluster(), seen(s0=FRESH, s1=FRESH)), (), 0.0
+    )
+    status = refused_tenant_status(RESOURCE | {"status": before}, "spec.plan: is wrong", 0.0)
+    assert {name for name in status if status[name] != before[name]} == {"phase", "conditions"}
+    (ready,) = status["conditions"]
+    assert (ready["status"], ready["reason"], ready["message"]) == ("False", "BadSpec", "spec.plan: is wrong")

@@ -54,7 +54,7 @@ class Fake:
         self.clock_s = 0.0
         script = folder / "kubectl"
         script.write_text(
-            f"#!{sys.executable}\n"
+            f"#!{sys.executable} -IS\n"
             "import json, pathlib, sys\n"
             f"folder = pathlib.Path({str(folder)!r})\n"
             "call = {'args': sys.argv[1:], 'stdin': sys.stdin.read()}\n"

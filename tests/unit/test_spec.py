@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_contract.policy import DAY_S, Framework, Isolation, Plan
-from engram_contract.quantities import bytes_of, millicores_of, schedule_of, seconds_of
+from engram_contract.quantities import blocks_bytes_of, bytes_of, millicores_of, schedule_of, seconds_of
 from engram_contract.selector import LabelSelector, Operator, Requirement
 from engram_contract.shardmap import ShardState, Strategy
 from engram_contract.spec import BadSpec, ClusterSpec, Provider, ReclaimPolicy, ShardOverride, ShardSpec, TenantSpec
@@ -230,6 +230,22 @@ def test_bytes_are_kubernetes_quantities(text: str, amount: int) -> None:
 @pytest.mark.parametrize(("text", "millis"), [("1", 1000), ("0.5", 500), ("250m", 250), ("1.001", 1001)])
 def test_cpu_is_in_thousandths(text: str, millis: int) -> None:
     assert millicores_of(text) == millis
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("16384", 1 << 27),
+        ("128MB", 1 << 27),
+        (" 1.5 GB ", 3 << 29),
+        ("64kB", 1 << 16),
+        ("1B", 1),
+        ("1mb", None),
+        ("", None),
+    ],
+)
+def test_settings_in_blocks_are_read_as_postgres_reads_them(text: str, amount: int | None) -> None:
+    assert blocks_bytes_of(text) == amount
 
 
 @pytest.mark.parametrize(

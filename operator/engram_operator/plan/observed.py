@@ -13,8 +13,6 @@ from engram_operator.plan.certificates import Stored
 from engram_operator.plan.members import Leader, Member, read_leader, read_member, seconds_of
 from engram_operator.plan.steps import Manifest
 
-DOWN = ("ShardsReady", "False")
-
 
 @dataclass(frozen=True, slots=True)
 class Silence:
@@ -98,8 +96,16 @@ class Observed:
 
     def down_for_s(self) -> float:
         """For how long not all shards serve, as the status tells; 0 while they do, or before they ever did."""
+        return self._false_for_s("ShardsReady")
+
+    def unready_for_s(self) -> float:
+        """For how long something has been left to do, as the status tells; 0 if nothing is."""
+        return self._false_for_s("Ready")
+
+    def _false_for_s(self, condition: str) -> float:
         conditions = self.status.get("conditions") or ()
-        since = [each["lastTransitionTime"] for each in conditions if (each["type"], each["status"]) == DOWN]
+        wanted = (condition, "False")
+        since = [each["lastTransitionTime"] for each in conditions if (each["type"], each["status"]) == wanted]
         return max(0.0, self.now_s - seconds_of(since[0])) if since else 0.0
 
     def live(self, kind: str, name: str) -> Manifest | None:

@@ -8,6 +8,7 @@ come before restarts, because a shard with one sick replica serves and has to be
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from engram_contract.quantities import bytes_of
 from engram_contract.spec import ClusterSpec
@@ -20,7 +21,9 @@ from engram_operator.plan.observed import Database, Loaded, Observed, Silence
 from engram_operator.plan.roles import plan_roles
 from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
 from engram_operator.plan.sizing import plan_members
-from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, Remove, Step, Wait
+from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, ReloadFiles, Remove, Step, Wait
+
+RETELL_S: Final = 10.0  # Patroni reads a change within two
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +93,23 @@ def _plan_members(
         yield Wait("MembersMissing", f"{wanted.scope} has {len(crew.members)} of {spec.replicas + 1} members", LOOK_S)
         return
     steps = tuple(plan_rollout(crew))
-    yield from steps or _plan_reading(spec, crew, seen)
+    yield from steps or _plan_reading(spec, wanted, crew, seen)
 
 
-def _plan_reading(spec: ClusterSpec, crew: Crew, seen: Observed) -> Iterator[Step]:
-    """Patroni tells of a restart that settings need seconds after Postgres has read them, so Postgres is asked."""
-    wanted = Loaded(settings_of(spec), needs_restart=False)
+def _plan_reading(spec: ClusterSpec, wanted: Wanted, crew: Crew, seen: Observed) -> Iterator[Step]:
+    """Patroni tells of a restart that settings need seconds after Postgres has read them, so Postgres is asked.
+
+    Patroni writes Postgres' file once for each change. If it could not, as on a full disk, it is told again.
+    """
+    settings = settings_of(spec)
     for member in crew.members:
         told = seen.loaded.get(member.name, Silence("it has not been asked yet"))
         if isinstance(told, Silence):
             yield Wait("MemberSilent", f"{member.name}: {told.reason}", LOOK_S)
             return
-        if told != wanted:
+        if told.settings != settings and seen.unready_for_s() > RETELL_S:
+            yield ReloadFiles(wanted.id, (member.ip,))
+        if told != Loaded(settings, needs_restart=False):
             yield Wait("SettingsNotTaken", f"{member.name}: Postgres does not run with its settings yet", LOOK_S)
             return
 

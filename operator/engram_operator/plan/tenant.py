@@ -131,6 +131,17 @@ def places_of(spec: ClusterSpec) -> dict[str, Node]:
     }
 
 
+def refused_tenant_status(resource: Manifest, reason: str, now_s: float) -> dict[str, Any]:
+    """The status of a tenant whose spec this operator does not understand. Its map stands: sidecars go on with it."""
+    verdict = Verdict("Ready", "BadSpec", reason, holds=False)
+    return {
+        **(resource.get("status") or {}),
+        "observedGeneration": resource["metadata"]["generation"],
+        "phase": "Refused",
+        "conditions": [build_condition(verdict, resource, now_s)],
+    }
+
+
 def build_tenant_status(
     tenant: TenantSpec, resource: Manifest, plan: TenantPlan, waits: tuple[Wait, ...], now_s: float
 ) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from engram_operator.plan.tenant import (
     build_tenant_status,
     places_of,
     plan_tenant,
+    refused_tenant_status,
 )
 from engram_operator.reconcile.execute import FIELD_MANAGER
 from engram_operator.reconcile.hands import login
@@ -84,6 +85,7 @@ class TenantReconciler:
         try:
             tenant = TenantSpec.from_resource(resource)
         except BadSpec as error:
+            await self._report(resource, refused_tenant_status(resource, str(error), self._wall_clock()))
             return Outcome("refused", waits=(str(error),))
         cluster = await self._find_cluster(tenant)
         if isinstance(cluster, Wait):
@@ -213,14 +215,15 @@ class TenantReconciler:
         done: tuple[Step, ...],
         waits: tuple[Wait, ...],
     ) -> Outcome:
-        status = build_tenant_status(tenant, resource, plan, waits, self._wall_clock())
-        kind = (MEMORY_TENANTS, TENANT_KIND)
-        await write_status(self._kube, self._leadership.held(), kind, resource, status)
+        await self._report(resource, build_tenant_status(tenant, resource, plan, waits, self._wall_clock()))
         said = tuple(wait.message for wait in waits)
         again_s = min((wait.seconds for wait in waits), default=None)
         if done:
             return Outcome("acted", again_s, tuple(map(str, done)), said)
         return Outcome("waiting" if waits else "settled", again_s, (), said)
+
+    async def _report(self, resource: Manifest, status: dict[str, Any]) -> None:
+        await write_status(self._kube, self._leadership.held(), (MEMORY_TENANTS, TENANT_KIND), resource, status)
 
 
 def read_passwords(secret: Manifest | None, role: str) -> tuple[str, ...]:

@@ -1,18 +1,15 @@
 """What changes a shard's pods is done one by one, the primary last, under a writer; a bad change stops at one pod."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
-import pytest
-
 from engram_contract.names import UPDATE_ANNOTATION
 from tests.e2e import load, memory
 from tests.e2e.audits import Audit
-from tests.e2e.cluster import Cluster, CommandFailed
+from tests.e2e.cluster import Cluster
 from tests.e2e.releases import install
 
 Json = dict[str, Any]
@@ -20,16 +17,6 @@ MEMBERS: Final = 3
 NO_IMAGE: Final = "localhost/engram-postgres:is-nowhere"
 CHANGE_GAP_S: Final = 15.0  # a switchover takes two to four seconds on an idle machine
 STATEFULSET: Final = "memory-s0"
-
-
-@pytest.fixture(scope="module")
-def home(cluster: Cluster, release: str) -> Iterator[str]:
-    """A shard of three members."""
-    with cluster.namespace("rolls") as namespace:
-        memory.restrict(cluster, namespace)
-        memory.apply(cluster, memory.build_memory(namespace, replicas=MEMBERS - 1))
-        memory.wait_ready(cluster, namespace)
-        yield namespace
 
 
 def uids(cluster: Cluster, namespace: str) -> dict[str, str]:
@@ -130,25 +117,17 @@ def test_a_newer_operator_restarts_no_pod_until_it_may(cluster: Cluster, home: s
 
 def test_settings_that_need_a_restart_go_up_and_down(cluster: Cluster, home: str) -> None:
     before = uids(cluster, home)
-    for count in (120, 90):
-        under_load(cluster, home, f"max_connections {count}", partial(set_connections, cluster, home, str(count)))
+    for count in ("120", "90"):
+        under_load(cluster, home, f"max_connections {count}", partial(set_connections, cluster, home, count))
     assert uids(cluster, home) == before
 
 
 def set_connections(cluster: Cluster, namespace: str, count: str) -> None:
-    """Every member has so many. Ready is not enough: it may hold for the moment in which Patroni has not read them."""
+    """So many for each member, and `Ready` is of that: the moment it is True, every member runs with them."""
     memory.patch(cluster, namespace, {"postgres": {"parameters": {"max_connections": count}}})
-
-    def has_all() -> bool:
-        # While it restarts a member answers nobody.
-        with suppress(CommandFailed):
-            return all(
-                memory.sql(cluster, namespace, pod, "SHOW max_connections") == count
-                for pod in load.pods(cluster, namespace)
-            )
-        return False
-
-    cluster.wait_until(f"{count} connections everywhere", has_all)
+    memory.wait_ready(cluster, namespace)
+    members = load.pods(cluster, namespace)
+    assert {memory.sql(cluster, namespace, pod, "SHOW max_connections") for pod in members} == {count}
 
 
 def test_members_go_and_come_without_the_loss_of_a_row(cluster: Cluster, home: str) -> None:
@@ -173,3 +152,21 @@ def test_members_go_and_come_without_the_loss_of_a_row(cluster: Cluster, home: s
 
 def is_size(resource: str, body: Json, name: str) -> bool:
     return resource == "statefulsets" and name == STATEFULSET and "replicas" in body.get("spec", {})
+
+
+def test_a_drain_takes_one_member_at_a_time(cluster: Cluster, home: str) -> None:
+    """By the API that `kubectl drain` uses; on one node every pod has to come back where it was."""
+    load.wait_whole(cluster, home, MEMBERS)
+    first, second, _ = load.pods(cluster, home)
+    assert evict(cluster, home, first)[0] == 201
+    status, answer = evict(cluster, home, second)
+    assert (status, answer["reason"]) == (429, "TooManyRequests")
+    assert "disruption budget" in answer["message"]
+    load.wait_whole(cluster, home, MEMBERS)
+    cluster.wait_until("the next one's turn", lambda: evict(cluster, home, second)[0] == 201)
+    load.wait_whole(cluster, home, MEMBERS)
+
+
+def evict(cluster: Cluster, namespace: str, pod: str) -> tuple[int, Json]:
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+    return cluster.request("POST", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", body)

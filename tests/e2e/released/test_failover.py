@@ -43,16 +43,6 @@ print(len(found))
 """
 
 
-@pytest.fixture(scope="module")
-def home(cluster: Cluster, release: str) -> Iterator[str]:
-    """A shard of three members."""
-    with cluster.namespace("failover") as namespace:
-        memory.restrict(cluster, namespace)
-        memory.apply(cluster, memory.build_memory(namespace, replicas=MEMBERS - 1))
-        memory.wait_ready(cluster, namespace)
-        yield namespace
-
-
 def kill(cluster: Cluster, namespace: str, primary: str) -> None:
     load.kill_postgres(cluster, namespace, primary)
 
