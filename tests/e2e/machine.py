@@ -55,5 +55,5 @@ def disk_of(size_mib: int) -> Iterator[Disk]:
     try:
         yield disk
     finally:
-        disk.enter("umount", "--lazy", str(disk.path))
+        disk.enter("umount", str(disk.path))
         disk.enter("rmdir", str(disk.path))

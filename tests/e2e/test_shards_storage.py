@@ -135,7 +135,7 @@ def fill(cluster: Cluster, namespace: str, pod: str) -> int:
         try:
             memory.sql(cluster, namespace, pod, f"INSERT INTO rows SELECT {number + 1}, {TEXT}")
         except CommandFailed as error:
-            load.report(f"the disk is full after {number} rows: {str(error).strip().splitlines()[-1]}")
+            load.report(f"the disk is full after {number} rows: {' '.join(str(error).split())[-200:]}")
             return number
         number += 1
 
