@@ -35,7 +35,7 @@ test: check ## check, then every tier, on a Kubernetes of their own (root; witho
 	@$(ON_CLUSTER) $(BIN)/python -m pytest $(TIERS)
 
 unit: $(STAMP) ## pure rooms and fakes: seconds, no sockets
-	@$(PYTEST) tests/unit
+	@$(PYTEST) -n logical tests/unit
 
 integration: $(STAMP) ## a real Postgres from its wheel, the sidecar in front of it
 	@$(PYTEST) tests/integration
