@@ -289,7 +289,7 @@ class World:
 
     def _loaded(self, pod: Json) -> Loaded:
         """Patroni reads what is new two seconds later, but Postgres knows of a restart before Patroni tells of it."""
-        return Loaded(pod.get("read", ""), needs_restart="pending" in pod)
+        return Loaded(pod.get("read", ""), "pending" in pod, tuple(pod.get("refused", ())))
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

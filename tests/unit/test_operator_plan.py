@@ -171,6 +171,17 @@ def test_ready_waits_until_every_member_has_read_the_settings() -> None:
     assert [type(step) for step in world.taken] == [ReloadFiles]
 
 
+def test_a_setting_that_postgres_does_not_take_is_a_fault_with_its_name() -> None:
+    world = World()
+    world.settle(spec_of())
+    wrong = spec_of(postgres={"tls": {"enabled": False}, "parameters": {"work_mem": "potato"}})
+    for pod in world.pods():
+        world.objects["Pod", pod]["refused"] = ["work_mem"]
+    world.settle(wrong)
+    assert condition(world, "Degraded") == ("True", "SettingsRefused")
+    assert "spec.postgres.parameters.work_mem" in world.status["conditions"][0]["message"]
+
+
 def test_more_shards_than_the_maps_are_refused_and_fewer_while_they_own_slots() -> None:
     world = World()
     world.settle(spec_of(shards=2))

@@ -39,10 +39,14 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """With which shared configuration the Postgres of a member runs, and whether some of it takes effect at a start."""
+    """With which shared configuration the Postgres of a member runs, and whether some of it takes effect at a start.
+
+    `refused` are the settings that the spec asks for and the server runs without.
+    """
 
     settings: str
     needs_restart: bool
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from engram_operator.manifests.patroni import settings_of
 from engram_operator.manifests.storage import build_claim
 from engram_operator.plan.drift import first_difference, plan_apply
 from engram_operator.plan.members import ordinal_of, primary_of
-from engram_operator.plan.observed import Database, Loaded, Observed, Silence
+from engram_operator.plan.observed import Database, Observed, Silence
 from engram_operator.plan.roles import plan_roles
 from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
 from engram_operator.plan.sizing import plan_members
@@ -109,8 +109,13 @@ def _plan_reading(spec: ClusterSpec, wanted: Wanted, crew: Crew, seen: Observed)
             return
         if told.settings != settings and seen.unready_for_s() > RETELL_S:
             yield ReloadFiles(wanted.id, (member.ip,))
-        if told != Loaded(settings, needs_restart=False):
+        if told.settings != settings or told.needs_restart:
             yield Wait("SettingsNotTaken", f"{member.name}: Postgres does not run with its settings yet", LOOK_S)
+            return
+        if told.refused:
+            wrong = ", ".join(f"spec.postgres.parameters.{name}" for name in told.refused)
+            message = f"{member.name}: Postgres does not know it, or cannot read its value: {wrong}"
+            yield Wait("SettingsRefused", message, 30.0, is_fault=True)
             return
 
 

@@ -6,7 +6,7 @@ Promises
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engram_contract.names import CLUSTER_LABEL, POSTGRES_PORT
@@ -184,15 +184,16 @@ async def _ask_members(spec: ClusterSpec, seen: Observed) -> Mapping[str, Loaded
         for member in seen.members(shard.id)
         if member.is_healthy
     }
-    answers = await asyncio.gather(*(_ask_member(logins) for logins in asked.values()))
+    settings = [name for name, _ in spec.postgres.parameters]
+    answers = await asyncio.gather(*(_ask_member(logins, settings) for logins in asked.values()))
     return dict(zip(asked, answers, strict=True))
 
 
-async def _ask_member(logins: tuple[Admin, ...]) -> Loaded | Silence:
+async def _ask_member(logins: tuple[Admin, ...], settings: Sequence[str]) -> Loaded | Silence:
     reason = ""
     for admin in logins:
         try:
-            return await fetch_loaded(admin)
+            return await fetch_loaded(admin, settings)
         except OperatorError as error:
             reason = str(error)
     return Silence(reason)

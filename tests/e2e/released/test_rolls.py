@@ -130,6 +130,22 @@ def set_connections(cluster: Cluster, namespace: str, count: str) -> None:
     assert {memory.sql(cluster, namespace, pod, "SHOW max_connections") for pod in members} == {count}
 
 
+def test_a_setting_that_nobody_takes_is_told_by_its_name(cluster: Cluster, home: str) -> None:
+    before = load.restarts(cluster, home)
+    memory.patch(cluster, home, {"postgres": {"parameters": {"work_mem": "potato", "no_such_setting": "1"}}})
+
+    def told() -> str:
+        degraded = memory.condition(memory.fetch(cluster, home), "Degraded")
+        return str(degraded["message"]) if degraded["reason"] == "SettingsRefused" else ""
+
+    message = cluster.wait_until("what is refused", told)
+    assert "spec.postgres.parameters.no_such_setting, spec.postgres.parameters.work_mem" in message
+    assert memory.condition(memory.fetch(cluster, home), "ShardsReady")["status"] == "True"
+    memory.patch(cluster, home, {"postgres": {"parameters": {"work_mem": None, "no_such_setting": None}}})
+    memory.wait_ready(cluster, home)
+    assert load.restarts(cluster, home) == before
+
+
 def test_members_go_and_come_without_the_loss_of_a_row(cluster: Cluster, home: str) -> None:
     audit = Audit()
     led: list[str] = []
