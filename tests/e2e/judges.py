@@ -13,7 +13,7 @@ from typing import Any, Final
 from engram_contract.names import CLUSTER_LABEL, TENANT_LABEL
 from engram_contract.spec import ClusterSpec
 from engram_operator.clients.kube import OWNED
-from engram_operator.manifests.cluster import build_cluster, build_shard
+from engram_operator.manifests.cluster import Present, build_cluster, build_shard
 from engram_operator.manifests.credentials import Credentials, KeyPair
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
@@ -57,7 +57,9 @@ def wanted_objects(body: Json, live: dict[Place, Json], site: Site) -> dict[Plac
     credentials = Credentials.from_data(live["Secret", names.credentials]["data"])
     pair = KeyPair.from_data(live["Secret", names.ca]["data"]) if spec.postgres.tls.enabled else None
     shards = [shard.id for shard in spec.shards]
-    objects = list(build_cluster(spec, owner, site, credentials, pair, dict.fromkeys(shards, spec.replicas + 1)))
+    objects = list(
+        build_cluster(spec, owner, site, credentials, Present(pair, dict.fromkeys(shards, spec.replicas + 1)))
+    )
     for shard in shards:
         *parts, statefulset = build_shard(spec, shard, owner, site)
         twin = live.get(("StatefulSet", statefulset["metadata"]["name"]))

@@ -17,7 +17,7 @@ from engram_contract.names import CLUSTER_LABEL, MANAGED_BY_LABEL, PROTECTED_LAB
 from engram_contract.quantities import bytes_of, millicores_of
 from engram_contract.spec_cluster import MAX_CLUSTER_NAME_CHARS, ClusterSpec
 from engram_operator.manifests.access import build_rules
-from engram_operator.manifests.cluster import build_cluster, build_shard
+from engram_operator.manifests.cluster import Present, build_cluster, build_shard
 from engram_operator.manifests.credentials import Credentials, KeyPair, build_credentials_file, build_keys_secret
 from engram_operator.manifests.meta import Manifest, Owner, quantity_of_bytes, quantity_of_millis
 from engram_operator.manifests.names import ClusterNames
@@ -85,7 +85,7 @@ def objects_of(spec: ClusterSpec, site: Site = SITE) -> list[Manifest]:
     pair = PAIR if spec.postgres.tls.enabled else None
     shards = [each for shard in spec.shards for each in build_shard(spec, shard.id, owner, site)]
     members = {shard.id: spec.replicas + 1 for shard in spec.shards}
-    return [*build_cluster(spec, owner, site, CREDENTIALS, pair, members), *shards]
+    return [*build_cluster(spec, owner, site, CREDENTIALS, Present(pair, members)), *shards]
 
 
 class _Whole(yaml.SafeDumper):

@@ -40,6 +40,23 @@ def test_what_others_add_is_theirs_and_what_they_change_is_found(path: tuple[Any
     assert first_difference(MANIFEST, live) == place
 
 
+@pytest.mark.parametrize(
+    ("desired", "live", "place"),
+    [
+        ({"selector": {"a": "1"}}, {"selector": {"a": "1", "foo": "bar"}}, ".selector"),
+        (
+            {"podSelector": {"matchLabels": {"a": "1"}}},
+            {"podSelector": {"matchLabels": {"a": "1", "b": "2"}}},
+            ".podSelector.matchLabels",
+        ),
+        ({"subjects": [{"name": "a"}]}, {"subjects": [{"name": "a"}, {"name": "default"}]}, ".subjects"),
+        ({"ingress": [{"ports": [{"port": 1}]}]}, {"ingress": [{"ports": [{"port": 1}, {"port": 2}]}]}, ".ingress"),
+    ],
+)
+def test_what_counts_as_a_whole_may_have_nothing_more(desired: Any, live: Any, place: str) -> None:  # noqa: ANN401
+    assert first_difference(desired, live) == place
+
+
 def test_items_with_a_name_may_stand_in_another_order_among_others() -> None:
     live = copy.deepcopy(MANIFEST)
     live["spec"]["ports"] = [{"name": "own", "port": 9}, *reversed(live["spec"]["ports"])]

@@ -1,5 +1,6 @@
 """The plan of a cluster against a world that obeys it: it converges, rolls into no failure, and then is silent."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from engram_contract.names import UPDATE_ANNOTATION
-from engram_operator.plan.cluster import plan_cluster
-from engram_operator.plan.observed import TenantSeen
+from engram_operator.plan.cluster import Track, plan_cluster
+from engram_operator.plan.observed import Silence, TenantSeen
 from engram_operator.plan.report import Round
+from engram_operator.plan.shard import plan_databases
 from engram_operator.plan.steps import (
     Apply,
     MakeCredentials,
@@ -19,6 +21,7 @@ from engram_operator.plan.steps import (
     Switchover,
     Wait,
 )
+from engram_operator.reconcile.execute import preview
 from tests.plan_world import BAD_IMAGE, CLUSTER, World, spec_of
 
 
@@ -180,6 +183,34 @@ def test_a_setting_that_postgres_does_not_take_is_a_fault_with_its_name() -> Non
     world.settle(wrong)
     assert condition(world, "Degraded") == ("True", "SettingsRefused")
     assert "spec.postgres.parameters.work_mem" in world.status["conditions"][0]["message"]
+
+
+def test_what_bears_the_labels_and_is_no_member_changes_nothing() -> None:
+    world = World()
+    world.settle(spec_of())
+    labels = world.objects["Pod", "mem-s0-0"]["metadata"]["labels"]
+    claim = copy.deepcopy(world.objects["PersistentVolumeClaim", "data-mem-s0-0"])
+    claim["metadata"] |= {"name": "data-mem-s0-0-restored", "labels": labels}
+    pod = copy.deepcopy(world.objects["Pod", "mem-s0-0"])
+    pod["metadata"] = {"name": "debug", "uid": "x", "labels": labels}
+    seen = world.observe()
+    strays = {("PersistentVolumeClaim", "data-mem-s0-0-restored"): claim, ("Pod", "debug"): pod}
+    stray = replace(seen, objects={**seen.objects, **strays})
+    assert [each.name for each in stray.members("s0")] == ["mem-s0-0", "mem-s0-1"]
+    assert len(stray.claims("s0")) == 2
+    assert plan_cluster(spec_of(), stray, world.site) == plan_cluster(spec_of(), seen, world.site)
+
+
+def test_what_an_external_servers_owner_has_to_mend_is_a_fault_at_once() -> None:
+    told = Silence("Secret dsn is not there", "BadDsn", lasts=True)
+    (wait,) = plan_databases("s0", told, World().observe())
+    assert wait == Wait("BadDsn", "s0: Secret dsn is not there", 10.0, is_fault=True)
+
+
+def test_a_plan_that_is_only_shown_waits_for_nothing_that_would_come_after_its_first_step() -> None:
+    now, later = Wait("PodNotReady", "now", 2.0), Wait("RollingUpdate", "later", 2.0)
+    tracks = (Track("s0", (RestartPod("mem-s0-0", "u", "why"), later)), Track("s1", (now,)))
+    assert preview(tracks) == Round(waits=(("s1", now),), is_complete=False)
 
 
 def test_more_shards_than_the_maps_are_refused_and_fewer_while_they_own_slots() -> None:

@@ -4,7 +4,7 @@ Reads only, but for `mark_role`. The primary is asked, but for `fetch_loaded`; w
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from engram_contract.names import SHARED_DATABASE
@@ -103,26 +103,33 @@ async def _owned(admin: Admin, databases: list[str]) -> int:
     return total
 
 
-async def fetch_loaded(admin: Admin, asked: Sequence[str]) -> Loaded:
-    """What a member, the primary or a replica, runs with, of the settings that are asked for by these names.
+async def fetch_loaded(admin: Admin, asked: Mapping[str, str]) -> Loaded:
+    """What a member, the primary or a replica, runs with, of the settings that are asked for.
 
-    Patroni leaves out what it does not know, and Postgres what it cannot read; else only their logs say so.
+    Patroni leaves out what it does not know, or takes a value of its own, and Postgres goes on without what it cannot
+    read; else only their logs say so. A replica may keep a greater number until the primary has the smaller one.
     Raises DatabaseUnreachable, LoginRefused. Source: Postgres manual, 53.7 (pg_file_settings), 53.25 (pg_settings).
     """
     async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
         row = await connection.fetchrow(
             "SELECT coalesce(current_setting($1, true), '') AS settings,"
             " EXISTS (SELECT FROM pg_settings WHERE pending_restart) AS needs_restart,"
-            " ARRAY(SELECT a.name FROM unnest($2::text[]) a (name) LEFT JOIN pg_settings s ON lower(s.name) = a.name"
-            "  WHERE s.name IS NULL OR s.source = 'default' OR NOT s.pending_restart AND EXISTS"
-            "   (SELECT FROM pg_file_settings f WHERE lower(f.name) = a.name AND f.error IS NOT NULL)"
+            " NOT pg_is_in_recovery() OR current_setting('primary_conninfo') ~ 'sslmode=verify-ca' AS verifies,"
+            " ARRAY(SELECT a.name FROM unnest($2::text[], $3::text[]) a (name, value)"
+            "  LEFT JOIN pg_settings s ON lower(s.name) = a.name"
+            "  WHERE s.name IS NULL OR s.source = 'default' OR NOT s.pending_restart AND (EXISTS"
+            "    (SELECT FROM pg_file_settings f WHERE lower(f.name) = a.name AND f.error IS NOT NULL)"
+            "   OR CASE WHEN s.vartype = 'integer' AND s.unit IS NULL AND a.value ~ '^[0-9]{1,9}$'"
+            "    THEN s.setting::int <> a.value::int AND NOT (pg_is_in_recovery() AND s.setting::int > a.value::int)"
+            "    ELSE false END)"
             "  ORDER BY 1) AS refused",
             SETTINGS,
-            list(asked),
+            list(asked.keys()),
+            list(asked.values()),
         )
     if row is None:
         raise DatabaseUnreachable(f"{admin.host}: a row was expected")
-    return Loaded(row["settings"], row["needs_restart"], tuple(row["refused"]))
+    return Loaded(row["settings"], row["needs_restart"], tuple(row["refused"]), row["verifies"])
 
 
 async def fetch_tenant(admin: Admin, database: str, role: str) -> OnShard:

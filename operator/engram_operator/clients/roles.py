@@ -90,10 +90,13 @@ async def keep_pooler(admin: Admin) -> None:
 
 
 async def reread_certificate(admin: Admin) -> bool:
-    """True if the server was told to read its certificate anew, because the file is newer than what it has read."""
+    """True if the server was told to read its certificate anew, because the file is newer than what it has read.
+
+    Not if there is no file: the Secret may have lost its keys. Raises DatabaseUnreachable, LoginRefused.
+    """
     async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
         is_old = await connection.fetchval(
             "SELECT current_setting('ssl') = 'on' AND"
-            " (pg_stat_file(current_setting('ssl_cert_file'))).modification > pg_conf_load_time()"
+            " (pg_stat_file(current_setting('ssl_cert_file'), true)).modification > pg_conf_load_time()"
         )
         return bool(is_old) and bool(await connection.fetchval("SELECT pg_reload_conf()"))

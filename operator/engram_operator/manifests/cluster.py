@@ -4,6 +4,7 @@ Pure.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from engram_contract.spec_cluster import ClusterSpec, Provider
 from engram_contract.spec_parts import CacheProvider
@@ -25,25 +26,30 @@ from engram_operator.manifests.services import build_disruption_budget, build_he
 from engram_operator.manifests.site import Site
 
 
-def build_cluster(
-    spec: ClusterSpec,
-    owner: Owner,
-    site: Site,
-    credentials: Credentials,
-    certificate: KeyPair | None,
-    members: Mapping[str, int],
-) -> tuple[Manifest, ...]:
-    """What the shards share, and the cache. `certificate` is None without TLS; `members` is how many each shard has.
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What there is of a cluster and its objects depend on.
 
-    An External cluster has no shards of ours.
+    `certificate` is None without TLS; `members` is how many each shard has. `is_mixed`: TLS is wanted and some member
+    was made without, so that nobody may demand it of others yet.
     """
+
+    certificate: KeyPair | None
+    members: Mapping[str, int]
+    is_mixed: bool = False
+
+
+def build_cluster(
+    spec: ClusterSpec, owner: Owner, site: Site, credentials: Credentials, present: Present
+) -> tuple[Manifest, ...]:
+    """What the shards share, and the cache. An External cluster has no shards of ours."""
     names = ClusterNames(spec.name, spec.namespace)
     shared: tuple[Manifest, ...] = ()
     if spec.provider is Provider.MANAGED:
         shared = (
-            *(() if certificate is None else (build_tls_secret(names, owner, certificate),)),
-            build_patroni_secret(spec, names, owner, credentials),
-            *build_access(names, owner, members),
+            *(() if present.certificate is None else (build_tls_secret(names, owner, present.certificate),)),
+            build_patroni_secret(names, owner, credentials, has_tls=spec.postgres.tls.enabled and not present.is_mixed),
+            *build_access(names, owner, present.members),
             build_headless(spec, names, owner),
             build_shards_policy(spec, names, owner, site),
         )

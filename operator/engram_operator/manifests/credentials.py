@@ -100,9 +100,9 @@ def _lasting(spec: ClusterSpec, name: str, owner: Owner) -> Manifest:
     return build_meta(spec.namespace, name, build_labels(spec.name, CLUSTER) | guard, None if is_kept else owner)
 
 
-def build_patroni_secret(spec: ClusterSpec, names: ClusterNames, owner: Owner, credentials: Credentials) -> Manifest:
-    """The passwords that Patroni reads."""
-    text = build_credentials_file(credentials, has_tls=spec.postgres.tls.enabled)
+def build_patroni_secret(names: ClusterNames, owner: Owner, credentials: Credentials, *, has_tls: bool) -> Manifest:
+    """The passwords that Patroni reads. `has_tls`: members demand each other's certificate."""
+    text = build_credentials_file(credentials, has_tls=has_tls)
     meta = build_meta(names.namespace, names.patroni, build_labels(names.cluster, CLUSTER), owner)
     return build_secret(meta, {CREDENTIALS_FILE: _base64(text.encode())})
 

@@ -13,6 +13,7 @@ from engram_contract.names import CLUSTER_LABEL, SCOPE_LABEL, SHARD_LABEL
 
 CLUSTER_DOMAIN: Final = "cluster.local"
 DATA_VOLUME: Final = "data"
+TLS_VOLUME: Final = "tls"
 LOCAL_FILE: Final = "10-patroni.yml"  # Patroni reads all files of its folder, in this order
 CREDENTIALS_FILE: Final = "20-credentials.yml"
 POOLER_FILE: Final = "pgbouncer.ini"

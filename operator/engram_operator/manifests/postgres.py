@@ -27,6 +27,7 @@ from engram_operator.manifests.names import (
     DATA_VOLUME,
     LOCAL_FILE,
     POOLER_FILE,
+    TLS_VOLUME,
     ClusterNames,
     ShardNames,
 )
@@ -131,12 +132,12 @@ def _build_container(spec: ClusterSpec, names: ShardNames, image: Manifest) -> M
         **_build_probes(),
         "resources": _build_resources(spec),
         "securityContext": build_container_security(),
-        "volumeMounts": build_mounts(places | scratch, "patroni", "tls"),
+        "volumeMounts": build_mounts(places | scratch, "patroni", TLS_VOLUME),
     }
 
 
 def _tls_place(spec: ClusterSpec) -> dict[str, str]:
-    return {"tls": TLS_DIR} if spec.postgres.tls.enabled else {}
+    return {TLS_VOLUME: TLS_DIR} if spec.postgres.tls.enabled else {}
 
 
 def _build_environment(names: ShardNames) -> list[Manifest]:
@@ -210,7 +211,7 @@ def _build_volumes(spec: ClusterSpec, names: ShardNames) -> list[Manifest]:
         build_shared_memory("shm", shared_bytes),
     ]
     if spec.postgres.tls.enabled:
-        volumes.append({"name": "tls", "secret": {"secretName": of_cluster.tls, "defaultMode": READABLE}})
+        volumes.append({"name": TLS_VOLUME, "secret": {"secretName": of_cluster.tls, "defaultMode": READABLE}})
     if spec.pooler.enabled:
         items = [{"key": POOLER_FILE, "path": POOLER_FILE}]
         volumes.append(

@@ -12,7 +12,7 @@ from typing import Final
 
 from engram_contract.names import PROTECTED_LABEL, ROTATE_ANNOTATION, TENANT_LABEL
 from engram_contract.spec import CacheProvider, ClusterSpec, Provider
-from engram_operator.manifests.cluster import build_cluster, build_shard
+from engram_operator.manifests.cluster import Present, build_cluster, build_shard
 from engram_operator.manifests.credentials import PLACEHOLDER, KeyPair, build_keys_secret
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
@@ -79,8 +79,9 @@ def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
     credentials = seen.credentials or PLACEHOLDER
     if seen.credentials is not None and is_rotation_over(seen.databases, shards.all_kept, seen.credentials):
         credentials = replace(credentials, superuser_previous="")
-    certificate = _certificate(spec, seen)
-    objects = build_cluster(spec, owner, site, credentials, certificate, _members(spec, shards, seen))
+    is_mixed = not all(each.has_tls for shard in shards.all_kept for each in seen.members(shard))
+    present = Present(_certificate(spec, seen), _members(spec, shards, seen), is_mixed)
+    objects = build_cluster(spec, owner, site, credentials, present)
     patroni = _PatroniFile.of(spec, seen, objects, shards)
     wanted = tuple(_wanted(spec, shard, seen, site) for shard in shards.all_kept) if _is_managed(spec) else ()
     due = [each for each in objects if not patroni.has_to_wait or each["metadata"]["name"] != patroni.name]

@@ -13,6 +13,11 @@ from engram_contract.names import APPLIED_ANNOTATION
 from engram_operator.manifests.meta import digest_of
 from engram_operator.plan.steps import Apply, Manifest
 
+# These have a meaning as a whole: one more label in a selector or one more subject of a binding changes everything. The
+# API server gives each to one manager as a whole too (structType, mapType, listType atomic), so applying it mends it.
+WHOLE: Final = frozenset(
+    {"egress", "ingress", "matchLabels", "podSelector", "policyTypes", "rules", "selector", "subjects"}
+)
 # The keys by which server-side apply merges lists of objects; a list without one of them is compared item by item.
 MERGE_KEYS: Final = ("name", "mountPath", "containerPort", "port", "uid", "topologyKey")
 
@@ -51,7 +56,10 @@ def _first_difference_of_dicts(desired: dict[str, Any], live: object, path: str)
     for name, value in desired.items():
         if name not in live:
             return f"{path}.{name}"
-        found = first_difference(value, live[name], f"{path}.{name}")
+        place = f"{path}.{name}"
+        found = first_difference(value, live[name], place)
+        if found is None and name in WHOLE and value != live[name]:
+            found = place
         if found is not None:
             return found
     return None

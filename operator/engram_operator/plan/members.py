@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from engram_contract.names import ROLE_LABEL
+from engram_operator.manifests.names import TLS_VOLUME
 from engram_operator.plan.steps import Manifest
 
 # What a container waits for that no time will bring.
@@ -74,6 +75,7 @@ class Member:
     position: int | None = None  # in the log, bytes
     restart_for: tuple[Setting, ...] | None = None  # what a restart of Postgres would change; None if nothing
     version: str = ""
+    has_tls: bool = False  # whether it was made with certificates; the spec may say otherwise by now
 
     @property
     def is_healthy(self) -> bool:
@@ -122,6 +124,7 @@ def read_member(pod: Manifest) -> Member:
         position=_whole(said.get("xlog_location")),
         restart_for=_settings(said) if said.get("pending_restart") is True else None,
         version=str(said.get("server_version") or ""),
+        has_tls=any(each["name"] == TLS_VOLUME for each in (pod.get("spec") or {}).get("volumes") or ()),
     )
 
 

@@ -3,22 +3,28 @@
 A thing that could not be asked is a `Silence` with the reason; it is never taken for a thing that is not there.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from engram_contract.names import MANAGED_BY, MANAGED_BY_LABEL, SHARD_LABEL
 from engram_operator.manifests.credentials import Credentials
+from engram_operator.manifests.names import DATA_VOLUME
 from engram_operator.plan.certificates import Stored
 from engram_operator.plan.members import Leader, Member, read_leader, read_member, seconds_of
 from engram_operator.plan.steps import Manifest
 
+SILENT: Final = "DatabaseSilent"
+
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """No answer, and why."""
+    """No answer, and why. `code` is the reason of a condition; what `lasts` only somebody can mend."""
 
     reason: str
+    code: str = SILENT
+    lasts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Loaded:
     settings: str
     needs_restart: bool
     refused: tuple[str, ...] = ()
+    verifies: bool = True  # a replica: whether its primary has to prove itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +133,18 @@ class Observed:
 
     def members(self, shard_id: str) -> tuple[Member, ...]:
         """The pods of a shard."""
-        return tuple(read_member(pod) for pod in self.of_kind("Pod") if _shard_of(pod) == shard_id)
+        return tuple(map(read_member, self._numbered("Pod", shard_id, "")))
 
     def claims(self, shard_id: str) -> tuple[Manifest, ...]:
         """The volume claims of a shard."""
-        return tuple(each for each in self.of_kind("PersistentVolumeClaim") if _shard_of(each) == shard_id)
+        return tuple(self._numbered("PersistentVolumeClaim", shard_id, f"{DATA_VOLUME}-"))
+
+    def _numbered(self, kind: str, shard_id: str, before: str) -> Iterator[Manifest]:
+        """What a StatefulSet makes by number. Whatever else bears the labels is somebody else's."""
+        name = re.compile(f"{before}{re.escape(self.metadata['name'])}-{re.escape(shard_id)}-[0-9]+")
+        for each in self.of_kind(kind):
+            if _shard_of(each) == shard_id and name.fullmatch(each["metadata"]["name"]):
+                yield each
 
     def leader(self, scope: str) -> Leader:
         """What Patroni's ConfigMaps tell."""

@@ -17,13 +17,14 @@ from engram_operator.manifests.patroni import settings_of
 from engram_operator.manifests.storage import build_claim
 from engram_operator.plan.drift import first_difference, plan_apply
 from engram_operator.plan.members import ordinal_of, primary_of
-from engram_operator.plan.observed import Database, Observed, Silence
-from engram_operator.plan.roles import plan_roles
+from engram_operator.plan.observed import Database, Loaded, Observed, Silence
+from engram_operator.plan.roles import KUBELET_S, plan_roles
 from engram_operator.plan.rollout import LOOK_S, PATIENCE_S, Crew, plan_repair, plan_rollout, wait_for
 from engram_operator.plan.sizing import plan_members
 from engram_operator.plan.steps import Apply, Manifest, Note, PrepareShard, ReloadFiles, Remove, Step, Wait
 
 RETELL_S: Final = 10.0  # Patroni reads a change within two
+STRANGER_S: Final = 10.0  # between looks at a server or a Secret that is not ours, of which no event tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _plan_members(
         return
     primary = primary_of(crew.members, crew.leader)
     if primary is None:
-        yield wait_for_primary(crew)
+        yield wait_for_primary(crew, is_late=seen.down_for_s() > PATIENCE_S)
         return
     told = seen.databases.get(wanted.id, Silence("it has not been asked yet"))
     yield from plan_databases(wanted.id, told, seen, needs_pooler=spec.pooler.enabled)
@@ -92,6 +93,7 @@ def _plan_members(
     if len(crew.members) < spec.replicas + 1:
         yield Wait("MembersMissing", f"{wanted.scope} has {len(crew.members)} of {spec.replicas + 1} members", LOOK_S)
         return
+    yield from _plan_refused(spec, crew, seen)
     steps = tuple(plan_rollout(crew))
     yield from steps or _plan_reading(spec, wanted, crew, seen)
 
@@ -112,11 +114,23 @@ def _plan_reading(spec: ClusterSpec, wanted: Wanted, crew: Crew, seen: Observed)
         if told.settings != settings or told.needs_restart:
             yield Wait("SettingsNotTaken", f"{member.name}: Postgres does not run with its settings yet", LOOK_S)
             return
-        if told.refused:
-            wrong = ", ".join(f"spec.postgres.parameters.{name}" for name in told.refused)
-            message = f"{member.name}: Postgres does not know it, or cannot read its value: {wrong}"
-            yield Wait("SettingsRefused", message, 30.0, is_fault=True)
+        if spec.postgres.tls.enabled and not told.verifies:
+            yield ReloadFiles(wanted.id, (member.ip,))
+            message = f"{member.name} is to demand its primary's certificate, when the kubelet has brought the file"
+            yield Wait("Securing", message, KUBELET_S)
             return
+
+
+def _plan_refused(spec: ClusterSpec, crew: Crew, seen: Observed) -> Iterator[Step]:
+    """What Postgres runs without, though it is asked for. Said also while a member cannot start for that reason."""
+    settings, refused = settings_of(spec), set[str]()
+    for member in crew.members:
+        told = seen.loaded.get(member.name)
+        if isinstance(told, Loaded) and told.settings == settings:
+            refused |= {*told.refused}
+    if refused:
+        wrong = ", ".join(f"spec.postgres.parameters.{name}" for name in sorted(refused))
+        yield Note("SettingsRefused", f"{crew.scope}: Postgres does not know it, or cannot read its value: {wrong}")
 
 
 def crew_of(wanted: Wanted, seen: Observed, live: Manifest | None) -> Crew:
@@ -140,7 +154,8 @@ def plan_databases(
     """The schema before any map names the shard, or the wait for an answer."""
     if isinstance(told, Silence):
         is_late = seen.down_for_s() > PATIENCE_S  # a switchover or a restart takes seconds
-        yield Wait("DatabaseSilent", f"{shard_id}: {told.reason}", LOOK_S, is_fault=is_late)
+        seconds = STRANGER_S if told.lasts else LOOK_S
+        yield Wait(told.code, f"{shard_id}: {told.reason}", seconds, is_fault=told.lasts or is_late)
     elif told.faults:
         yield Wait("DatabaseUnfit", f"{shard_id}: {'; '.join(told.faults)}", 30.0, is_fault=True)
     elif not told.is_current:
@@ -149,7 +164,7 @@ def plan_databases(
         yield PrepareShard(shard_id, "the pooler cannot ask for its clients' verifiers yet")
 
 
-def wait_for_primary(crew: Crew) -> Wait:
+def wait_for_primary(crew: Crew, *, is_late: bool) -> Wait:
     """Why there is no primary, as far as the pods tell."""
     sick = [each for each in crew.members if not each.is_healthy]
     if not crew.members:
@@ -157,12 +172,7 @@ def wait_for_primary(crew: Crew) -> Wait:
     if sick:
         told = wait_for(sick, crew.now_s)
         return Wait(told.reason, f"{crew.scope} has no primary: {told.message}", told.seconds, told.is_fault)
-    return Wait("NoPrimary", f"{crew.scope}: Patroni has not chosen a primary", LOOK_S, is_fault=_is_late(crew))
-
-
-def _is_late(crew: Crew) -> bool:
-    since = [each.unready_since_s for each in crew.members if each.unready_since_s is not None]
-    return bool(since) and crew.now_s - min(since) > PATIENCE_S
+    return Wait("NoPrimary", f"{crew.scope}: Patroni has not chosen a primary", LOOK_S, is_fault=is_late)
 
 
 def _plan_beginning(spec: ClusterSpec, wanted: Wanted, seen: Observed) -> Iterator[Step]:

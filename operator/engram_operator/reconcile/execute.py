@@ -104,10 +104,18 @@ async def execute(hands: Hands, tracks: Iterable[Track]) -> Round:
 
 
 def preview(tracks: Iterable[Track]) -> Round:
-    """How the plan would begin, with nothing done."""
-    waits = tuple((track.name, step) for track in tracks for step in track.steps if isinstance(step, Wait))
-    notes = tuple((track.name, step) for track in tracks for step in track.steps if isinstance(step, Note))
-    return Round(waits=waits, notes=notes, is_complete=False)
+    """How the plan would begin, with nothing done. What comes after a step that is not taken is not waited for."""
+    waits: list[tuple[str, Wait]] = []
+    notes: list[tuple[str, Note]] = []
+    for track in tracks:
+        for step in track.steps:
+            if isinstance(step, Wait):
+                waits.append((track.name, step))
+            elif isinstance(step, Note):
+                notes.append((track.name, step))
+            else:
+                break
+    return Round(waits=tuple(waits), notes=tuple(notes), is_complete=False)
 
 
 async def _act(hands: Hands, step: Step) -> None:

@@ -29,7 +29,7 @@ from engram_operator.plan.migrations import MigrationConflict
 from engram_operator.plan.observed import Observed
 from engram_operator.plan.roles import marks_of, passwords_of
 from engram_operator.reconcile.execute import FIELD_MANAGER, Hands
-from engram_operator.reconcile.observe import admin_for, admins_of, ca_of
+from engram_operator.reconcile.observe import admins_of, logins_of
 
 PASSWORD_BYTES: Final = 32
 YOUNG_S: Final = 86_400.0  # a certificate that is older was read by every member long ago
@@ -157,13 +157,12 @@ async def refresh_certificates(spec: ClusterSpec, seen: Observed) -> tuple[str, 
     if seen.now_s - served.not_before_s - BACKDATE_S > YOUNG_S:
         return ()
     told = []
-    names, ca = ClusterNames(spec.name, spec.namespace), ca_of(seen, spec)
     for shard_id in seen.shards_present():
         for member in seen.members(shard_id):
-            if member.is_healthy:
-                admin = admin_for(names.shard(shard_id).host(member.ordinal), seen.credentials, ca)
+            if member.is_healthy and member.has_tls:
+                present, *_ = logins_of(spec, seen, shard_id, member)
                 with suppress(OperatorError):  # one that does not answer is asked again at the next round
-                    told += [member.name] if await roles.reread_certificate(admin) else []
+                    told += [member.name] if await roles.reread_certificate(present) else []
     return tuple(told)
 
 

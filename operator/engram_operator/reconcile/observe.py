@@ -6,8 +6,8 @@ Promises
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from engram_contract.names import CLUSTER_LABEL, POSTGRES_PORT
 from engram_contract.spec import BadSpec, ClusterSpec, Provider, TenantSpec
@@ -25,14 +25,15 @@ from engram_operator.clients.kube import (
     Kube,
     Manifest,
 )
-from engram_operator.errors import ApiNotFound, BadCertificate, BadDsn, OperatorError
+from engram_operator.errors import ApiNotFound, BadCertificate, BadDsn, LoginRefused, OperatorError
 from engram_operator.manifests.credentials import SUPERUSER, Credentials
 from engram_operator.manifests.names import ClusterNames
 from engram_operator.plan.certificates import Stored
-from engram_operator.plan.members import primary_of
-from engram_operator.plan.observed import Database, Loaded, Observed, Silence, TenantSeen
+from engram_operator.plan.members import Member, primary_of
+from engram_operator.plan.observed import SILENT, Database, Loaded, Observed, Silence, TenantSeen
 
 Key = tuple[str, str]
+CODES: Final[Mapping[type[OperatorError], str]] = {BadDsn: "BadDsn", LoginRefused: "LoginRefused"}
 
 
 async def observe_cluster(kube: Kube, resource: Manifest, spec: ClusterSpec, clock: Callable[[], float]) -> Observed:
@@ -97,12 +98,6 @@ async def fetch_tenants(kube: Kube, spec: ClusterSpec) -> tuple[TenantSeen, ...]
     return tuple(found)
 
 
-def admin_for(host: str, credentials: Credentials, ca: str, *, previous: bool = False) -> Admin:
-    """The operator's login on a server of a Managed cluster."""
-    password = credentials.superuser_previous if previous else credentials.superuser
-    return Admin(host, POSTGRES_PORT, SUPERUSER, password, ca=ca, sslmode="disable")
-
-
 def read_credentials(secret: Manifest | None) -> tuple[Credentials | None, str]:
     """The passwords of a Secret, None if there is none; and why they cannot be read, if so."""
     try:
@@ -115,6 +110,10 @@ def ca_of(seen: Observed, spec: ClusterSpec) -> str:
     """The CAs by which the servers of a Managed cluster are judged, PEM; empty without TLS."""
     if not spec.postgres.tls.enabled:
         return ""
+    return _bundle(seen, spec)
+
+
+def _bundle(seen: Observed, spec: ClusterSpec) -> str:
     secret = seen.live("Secret", ClusterNames(spec.name, spec.namespace).ca) or {}
     return x509.decoded(secret.get("data")).get(x509.BUNDLE_KEY, b"").decode()
 
@@ -128,15 +127,19 @@ async def admins_of(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str
         return (await _external_admin(kube, spec, shard_id),)
     names = ClusterNames(spec.name, spec.namespace).shard(shard_id)
     primary = primary_of(seen.members(shard_id), seen.leader(names.scope))
-    if primary is None or seen.credentials is None:
+    if primary is None:
         raise OperatorError("it has no primary")
-    return _logins_of(names.host(primary.ordinal), seen.credentials, ca_of(seen, spec))
+    return logins_of(spec, seen, shard_id, primary)
 
 
-def _logins_of(host: str, credentials: Credentials, ca: str) -> tuple[Admin, ...]:
-    present = admin_for(host, credentials, ca)
-    before = (admin_for(host, credentials, ca, previous=True),) if credentials.superuser_previous else ()
-    return (present, *before)
+def logins_of(spec: ClusterSpec, seen: Observed, shard_id: str, member: Member) -> tuple[Admin, ...]:
+    """How a member is asked: as it was made, not as the spec would have it by now. Raises OperatorError."""
+    if seen.credentials is None:
+        raise OperatorError("the cluster has no credentials")
+    passwords = (seen.credentials.superuser, seen.credentials.superuser_previous)
+    host = ClusterNames(spec.name, spec.namespace).shard(shard_id).host(member.ordinal)
+    ca = _bundle(seen, spec) if member.has_tls else ""
+    return tuple(Admin(host, POSTGRES_PORT, SUPERUSER, each, ca=ca, sslmode="disable") for each in passwords if each)
 
 
 async def _external_admin(kube: Kube, spec: ClusterSpec, shard_id: str) -> Admin:
@@ -159,7 +162,7 @@ async def _ask_databases(kube: Kube, spec: ClusterSpec, seen: Observed) -> Mappi
 
 
 async def _ask(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, *, is_wanted: bool) -> Database | Silence:
-    reason = "it has no primary"
+    silence = Silence("it has no primary")
     try:
         for admin in await admins_of(kube, spec, seen, shard_id):
             try:
@@ -167,29 +170,34 @@ async def _ask(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, *, 
                 # Of a Managed shard a fault is of the moment: a primary that has just become a standby.
                 return Silence("; ".join(told.faults)) if told.faults and not spec.external else told
             except OperatorError as error:
-                reason = str(error)
+                silence = _silence_of(error, spec)
     except OperatorError as error:
-        reason = str(error)
-    return Silence(reason)
+        silence = _silence_of(error, spec)
+    return silence
+
+
+def _silence_of(error: OperatorError, spec: ClusterSpec) -> Silence:
+    """What an External server's owner has to mend is a fault at once; in a Managed cluster it may be of the moment."""
+    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), SILENT)
+    return Silence(str(error), code, lasts=spec.provider is Provider.EXTERNAL and isinstance(error, tuple(CODES)))
 
 
 async def _ask_members(spec: ClusterSpec, seen: Observed) -> Mapping[str, Loaded | Silence]:
     """With what each healthy member of a shard that is wanted runs."""
     if spec.provider is Provider.EXTERNAL or seen.credentials is None:
         return {}
-    names, ca = ClusterNames(spec.name, spec.namespace), ca_of(seen, spec)
     asked = {
-        member.name: _logins_of(names.shard(shard.id).host(member.ordinal), seen.credentials, ca)
+        member.name: logins_of(spec, seen, shard.id, member)
         for shard in spec.shards
         for member in seen.members(shard.id)
         if member.is_healthy
     }
-    settings = [name for name, _ in spec.postgres.parameters]
+    settings = dict(spec.postgres.parameters)
     answers = await asyncio.gather(*(_ask_member(logins, settings) for logins in asked.values()))
     return dict(zip(asked, answers, strict=True))
 
 
-async def _ask_member(logins: tuple[Admin, ...], settings: Sequence[str]) -> Loaded | Silence:
+async def _ask_member(logins: tuple[Admin, ...], settings: Mapping[str, str]) -> Loaded | Silence:
     reason = ""
     for admin in logins:
         try:

@@ -21,7 +21,7 @@ from engram_operator.clients.dsn import node_of
 from engram_operator.clients.kube import MEMORY_CLUSTERS, MEMORY_TENANTS, NAMESPACES, OWNED, SECRETS, Kube, Manifest
 from engram_operator.clients.postgres import ShardIdentity
 from engram_operator.controller import Outcome
-from engram_operator.errors import ApiNotFound, LostLease, OperatorError
+from engram_operator.errors import ApiNotFound, BadDsn, LostLease, OperatorError
 from engram_operator.leadership import Leadership
 from engram_operator.plan.maps import tenant_database
 from engram_operator.plan.migrations import MigrationConflict
@@ -93,8 +93,17 @@ class TenantReconciler:
         spec, body = cluster
         if spec.paused:
             return Outcome("waiting", waits=("its cluster is paused",))
-        subject = Subject(tenant, spec, await observe_shards(self._kube, body, spec, self._wall_clock))
-        seen = await self._observe(subject, resource)
+        return await self._carry_out(
+            Subject(tenant, spec, await observe_shards(self._kube, body, spec, self._wall_clock)), resource
+        )
+
+    async def _carry_out(self, subject: Subject, resource: Manifest) -> Outcome:
+        tenant, spec = subject.tenant, subject.cluster
+        try:
+            seen = await self._observe(subject, resource)
+        except BadDsn as error:
+            wait = Wait("BadDsn", f"a shard of MemoryCluster {spec.name}: {error}", NOWHERE_S, is_fault=True)
+            return await self._end(tenant, resource, TenantPlan((), None), (), (wait,))
         plan = plan_tenant(tenant, spec, seen)
         done, waits = await self._act(subject, seen, plan)
         return await self._end(tenant, resource, plan, done, waits)

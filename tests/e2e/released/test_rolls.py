@@ -130,18 +130,34 @@ def set_connections(cluster: Cluster, namespace: str, count: str) -> None:
     assert {memory.sql(cluster, namespace, pod, "SHOW max_connections") for pod in members} == {count}
 
 
+def test_encryption_is_turned_off_and_on_as_a_roll(cluster: Cluster, home: str) -> None:
+    before = uids(cluster, home)
+    for enabled in (False, True):
+        change = {"postgres": {"tls": {"enabled": enabled}}}
+        under_load(cluster, home, f"tls {enabled}", partial(memory.patch, cluster, home, change))
+        after = uids(cluster, home)
+        assert all(after[name] != before[name] for name in before)
+        before = after
+
+
 def test_a_setting_that_nobody_takes_is_told_by_its_name(cluster: Cluster, home: str) -> None:
     before = load.restarts(cluster, home)
-    memory.patch(cluster, home, {"postgres": {"parameters": {"work_mem": "potato", "no_such_setting": "1"}}})
+    wrong = {
+        "log_timezone": "Mars",
+        "max_locks_per_transaction": "5",
+        "no_such_setting": "1",
+        "work_mem": "potato",
+    }
+    memory.patch(cluster, home, {"postgres": {"parameters": wrong}})
 
     def told() -> str:
         degraded = memory.condition(memory.fetch(cluster, home), "Degraded")
         return str(degraded["message"]) if degraded["reason"] == "SettingsRefused" else ""
 
     message = cluster.wait_until("what is refused", told)
-    assert "spec.postgres.parameters.no_such_setting, spec.postgres.parameters.work_mem" in message
+    assert all(f"spec.postgres.parameters.{name}" in message for name in wrong)
     assert memory.condition(memory.fetch(cluster, home), "ShardsReady")["status"] == "True"
-    memory.patch(cluster, home, {"postgres": {"parameters": {"work_mem": None, "no_such_setting": None}}})
+    memory.patch(cluster, home, {"postgres": {"parameters": dict.fromkeys(wrong)}})
     memory.wait_ready(cluster, home)
     assert load.restarts(cluster, home) == before
 
