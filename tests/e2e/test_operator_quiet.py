@@ -153,6 +153,27 @@ def test_what_somebody_spoils_is_repaired_within_seconds(home: Home) -> None:
     memory.wait_ready(home.cluster, home.namespace)
 
 
+def test_what_somebody_adds_to_a_selector_or_a_binding_goes_again(home: Home) -> None:
+    """It would cut off the shard, open it, or give others Patroni's rights."""
+    more, here = {"foo": "bar"}, f"namespaces/{home.namespace}"
+    binding = f"/apis/rbac.authorization.k8s.io/v1/{here}/rolebindings/memory-shards"
+    subjects = home.cluster.request("GET", binding)[1]["subjects"]
+    stranger = {"kind": "ServiceAccount", "name": "default", "namespace": home.namespace}
+    added: dict[str, Json] = {
+        home.path("services", SERVICE): {"spec": {"selector": more}},
+        f"/apis/policy/v1/{here}/poddisruptionbudgets/memory-s0": {"spec": {"selector": {"matchLabels": more}}},
+        f"/apis/networking.k8s.io/v1/{here}/networkpolicies/memory-shards": {
+            "spec": {"podSelector": {"matchLabels": more}}
+        },
+        binding: {"subjects": [*subjects, stranger]},
+    }
+    for path, body in added.items():
+        assert home.cluster.request("PATCH", path, body)[0] == 200
+    home.cluster.wait_until("all of it to go", lambda: not differences(home.operators, home.namespace), REPAIR_S)
+    assert home.cluster.request("GET", binding)[1]["subjects"] == subjects
+    assert all("bar" not in json.dumps(home.cluster.request("GET", path)[1]["spec"]) for path in list(added)[:3])
+
+
 def test_paused_writes_the_status_alone_and_goes_on_exactly(home: Home) -> None:
     audit = Audit()
     home.settle(audit)
