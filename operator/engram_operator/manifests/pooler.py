@@ -17,6 +17,9 @@ from engram_operator.manifests.names import POOLER_FILE
 from engram_operator.manifests.restricted import build_container_security, build_mounts, build_tcp_probe
 
 CONFIG_DIR: Final = "/etc/pgbouncer"
+REREAD_S: Final = 120
+# It reads its certificate when it is told to, and nobody else may tell it: its console is closed to the network.
+RUN: Final = f"while sleep {REREAD_S}; do kill -HUP 1; done & exec /opt/pgbouncer {CONFIG_DIR}/{POOLER_FILE}"
 SOCKETS_DIR: Final = "/sockets"
 POOLER_ROLE: Final = "engram_pooler"
 AUTH_QUERY: Final = f"SELECT rolname, verifier FROM {SCHEMA}.pooler_login($1)"  # noqa: S608  a constant
@@ -70,7 +73,7 @@ def build_pooler_container(image: Manifest, mounts: dict[str, str]) -> Manifest:
     return {
         "name": "pooler",
         **image,
-        "command": ["/opt/pgbouncer", f"{CONFIG_DIR}/{POOLER_FILE}"],
+        "command": ["/bin/sh", "-c", RUN],
         "ports": [{"name": "pooler", "containerPort": POOLER_PORT, "protocol": "TCP"}],
         "readinessProbe": build_tcp_probe(POOLER_PORT, period_s=5, tries=2),
         "livenessProbe": build_tcp_probe(POOLER_PORT, period_s=10, tries=6),

@@ -8,6 +8,7 @@ Level-triggered: it asks what is, never what happened. A status that says what i
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from engram_contract.names import API_VERSION, CLUSTER_KIND
@@ -24,12 +25,13 @@ from engram_operator.plan.observed import Observed
 from engram_operator.plan.report import Round, build_status, refused_status
 from engram_operator.plan.steps import Apply, ReloadFiles
 from engram_operator.reconcile.execute import execute, preview
-from engram_operator.reconcile.hands import hands_for, refresh_certificates
+from engram_operator.reconcile.hands import hands_for, is_certificate_young, refresh_certificates
 from engram_operator.reconcile.observe import observe_cluster
 from engram_operator.reconcile.writing import write_status
 from engram_operator.workqueue import Key
 
 SOON_S: Final = 0.5  # after something was done: its effects are seen by then, and the next step is due
+FRESH_S: Final = 30.0  # between looks while a certificate is new
 SHOWN_S: Final = 30.0  # how old a plan may be that is only shown
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,10 @@ class ClusterReconciler:
         ended = await self._carry_out(spec, seen, plan)
         await self._report(resource, build_status(spec, seen, plan, ended))
         await self._tell(resource, ended)
-        return _outcome(spec, plan, ended)
+        outcome = _outcome(spec, plan, ended)
+        # The kubelet brings a new certificate within two minutes, of which nobody tells; then Postgres is to read it.
+        is_young = is_certificate_young(seen) and spec.postgres.tls.enabled and outcome.again_s is None
+        return replace(outcome, again_s=FRESH_S) if is_young else outcome
 
     def _gone(self, key: Key) -> Outcome:
         self._conditions.pop(key, None)

@@ -24,6 +24,7 @@ from engram_operator.manifests.credentials import RESTAPI_USER, Credentials, bui
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
 from engram_operator.plan.certificates import BACKDATE_S, Step
+from engram_operator.plan.cluster import TOLD_S
 from engram_operator.plan.drift import stamped
 from engram_operator.plan.migrations import MigrationConflict
 from engram_operator.plan.observed import Observed
@@ -147,6 +148,12 @@ async def turn_roles(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: st
 async def retire_roles(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, names: tuple[str, ...]) -> None:
     """Nobody logs in as these any more. Raises OperatorError."""
     await roles.retire_roles(await login(kube, spec, seen, shard_id), names)
+
+
+def is_certificate_young(seen: Observed) -> bool:
+    """Whether some member may not have it yet."""
+    served = seen.certificates.serving if seen.certificates else None
+    return served is not None and seen.now_s - served.not_before_s - BACKDATE_S <= TOLD_S
 
 
 async def refresh_certificates(spec: ClusterSpec, seen: Observed) -> tuple[str, ...]:
