@@ -7,7 +7,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from engram_contract.names import UPDATE_ANNOTATION
+from engram_contract.names import MANAGED_BY, MANAGED_BY_LABEL, UPDATE_ANNOTATION
+from engram_operator.plan.certificates import CA_S, DAY_S, Certificate, Stored
 from engram_operator.plan.cluster import Track, plan_cluster
 from engram_operator.plan.observed import Silence, TenantSeen
 from engram_operator.plan.report import Round
@@ -16,9 +17,11 @@ from engram_operator.plan.steps import (
     Apply,
     MakeCredentials,
     ReloadFiles,
+    Remove,
     RestartPod,
     RestartPostgres,
     Switchover,
+    TurnCertificates,
     Wait,
 )
 from engram_operator.reconcile.execute import preview
@@ -211,6 +214,19 @@ def test_a_plan_that_is_only_shown_waits_for_nothing_that_would_come_after_its_f
     now, later = Wait("PodNotReady", "now", 2.0), Wait("RollingUpdate", "later", 2.0)
     tracks = (Track("s0", (RestartPod("mem-s0-0", "u", "why"), later)), Track("s1", (now,)))
     assert preview(tracks) == Round(waits=(("s1", now),), is_complete=False)
+
+
+def test_a_certificate_that_was_spoiled_is_made_anew_and_what_the_members_serve_stays() -> None:
+    spec = spec_of(postgres={"tls": {"enabled": True}})
+    secrets = {
+        ("Secret", name): {"kind": "Secret", "metadata": {"name": name, "labels": {MANAGED_BY_LABEL: MANAGED_BY}}}
+        for name in ("mem-ca", "mem-tls")
+    }
+    authority = Certificate("ca", World.now_s - DAY_S, World.now_s + CA_S)
+    seen = replace(World().observe(), objects=secrets, certificates=Stored((authority,), None))
+    steps = [step for track in plan_cluster(spec, seen, World().site).tracks for step in track.steps]
+    assert any(isinstance(step, TurnCertificates) for step in steps)
+    assert not any(isinstance(step, Remove) for step in steps)
 
 
 def test_more_shards_than_the_maps_are_refused_and_fewer_while_they_own_slots() -> None:

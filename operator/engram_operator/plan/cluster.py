@@ -94,7 +94,10 @@ def plan_cluster(spec: ClusterSpec, seen: Observed, site: Site) -> Plan:
         tracks = [Track(each, tuple(plan_databases(each, database, seen))) for each, database in told.items()]
         held = []
     kept = {_key(each) for each in (*objects, *(part for each in wanted for part in each.parts))}
-    kept.add(("Secret", ClusterNames(spec.name, spec.namespace).ca))  # with its key: made by a step, not by a builder
+    names = ClusterNames(spec.name, spec.namespace)
+    kept.add(("Secret", names.ca))  # with its key: made by a step, not by a builder
+    if spec.postgres.tls.enabled:
+        kept.add(("Secret", names.tls))  # also while the CA's is damaged: the members serve what they have
     prune = Track("prune", tuple(_plan_prune(kept, seen)))
     cache = Track("cache", tuple(_plan_cache(spec, seen)))
     return Plan((base, *tracks, cache, prune), shards, "; ".join(held))
@@ -151,8 +154,8 @@ def _members(spec: ClusterSpec, shards: Shards, seen: Observed) -> dict[str, int
 
 
 def _certificate(spec: ClusterSpec, seen: Observed) -> KeyPair | None:
-    """What the members get of the CA's Secret; None without TLS, and before there is one."""
-    if not spec.postgres.tls.enabled or seen.certificates is None:
+    """What the members get of the CA's Secret; None without TLS, and while there is none that can be served."""
+    if not spec.postgres.tls.enabled or seen.certificates is None or seen.certificates.serving is None:
         return None
     secret = seen.live("Secret", ClusterNames(spec.name, spec.namespace).ca) or {}
     return KeyPair.from_data(secret.get("data") or {})
