@@ -29,8 +29,8 @@ MAX_ALTERNATIVES: Final = 256
 MAX_STEPS: Final = 64  # as deep as a value may be
 MAX_NAME_BYTES: Final = 4_096
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
-# RFC 3339: a date-time always names its offset.
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# RFC 3339: a date-time always names its offset.
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
 
 

@@ -48,14 +48,14 @@ def storage_class(cluster: Cluster, name: str) -> Iterator[str]:
 def local_volume(cluster: Cluster, path: Path, size: str) -> Iterator[str]:
     """The one volume of a class whose volumes may grow, but nobody makes them do it."""
     node = cluster.request("GET", "/api/v1/nodes")[1]["items"][0]["metadata"]["name"]
-    here = {"matchExpressions": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+    here = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
     spec = {
         "storageClassName": LOCAL,
         "capacity": {"storage": size},
         "accessModes": ["ReadWriteOnce"],
         "persistentVolumeReclaimPolicy": "Retain",
         "local": {"path": str(path)},
-        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchFields": here["matchExpressions"]}]}},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [here]}},
     }
     kind: Json = {"provisioner": "kubernetes.io/no-provisioner", "allowVolumeExpansion": True}
     made: dict[str, Json] = {CLASSES: kind | {"volumeBindingMode": "WaitForFirstConsumer"}, VOLUMES: {"spec": spec}}

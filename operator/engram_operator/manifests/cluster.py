@@ -28,7 +28,7 @@ from engram_operator.manifests.site import Site
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What there is of a cluster and its objects depend on.
+    """What there is of a cluster that its objects depend on.
 
     `certificate` is None without TLS; `members` is how many each shard has. `is_mixed`: TLS is wanted and some member
     was made without, so that nobody may demand it of others yet.

@@ -38,6 +38,10 @@ class Certificate:
         """Whether a client whose clock says `now_s` (Unix seconds) takes it."""
         return self.not_before_s <= now_s < self.not_after_s
 
+    def age_s(self, now_s: float) -> float:
+        """The seconds since it was made."""
+        return now_s - self.not_before_s - BACKDATE_S
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:

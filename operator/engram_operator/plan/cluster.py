@@ -174,7 +174,7 @@ def _plan_base(spec: ClusterSpec, seen: Observed) -> Iterator[Step]:
         told = frozenset(
             each.fingerprint
             for each in (seen.certificates.bundle if seen.certificates else ())
-            if seen.now_s - each.not_before_s - certificates.BACKDATE_S > TOLD_S
+            if each.age_s(seen.now_s) > TOLD_S
         )
         dns_names = ClusterNames(spec.name, spec.namespace).dns_names
         step = certificates.plan_certificates(seen.certificates, told, dns_names, seen.now_s)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from engram_contract.names import MANAGED_BY, MANAGED_BY_LABEL, SHARD_LABEL
 from engram_operator.manifests.credentials import Credentials
-from engram_operator.manifests.names import DATA_VOLUME
+from engram_operator.manifests.names import DATA_VOLUME, ClusterNames
 from engram_operator.plan.certificates import Stored
 from engram_operator.plan.members import Leader, Member, read_leader, read_member, seconds_of
 from engram_operator.plan.steps import Manifest
@@ -141,7 +141,8 @@ class Observed:
 
     def _numbered(self, kind: str, shard_id: str, before: str) -> Iterator[Manifest]:
         """What a StatefulSet makes by number. Whatever else bears the labels is somebody else's."""
-        name = re.compile(f"{before}{re.escape(self.metadata['name'])}-{re.escape(shard_id)}-[0-9]+")
+        scope = ClusterNames(self.metadata["name"], self.metadata["namespace"]).shard(shard_id).scope
+        name = re.compile(f"{before}{re.escape(scope)}-[0-9]+")
         for each in self.of_kind(kind):
             if _shard_of(each) == shard_id and name.fullmatch(each["metadata"]["name"]):
                 yield each

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from engram_contract.names import ROTATE_ANNOTATION
 from engram_contract.spec import ClusterSpec, Provider
+from engram_operator.manifests.names import ClusterNames
 from engram_operator.plan.cluster import Plan
 from engram_operator.plan.conditions import MAX_MESSAGE_CHARS, Verdict, build_condition
 from engram_operator.plan.members import SYNC_ROLE, Leader, Member, lag_bytes, primary_of
@@ -133,7 +134,7 @@ def _phase(spec: ClusterSpec, ended: Round, verdicts: tuple[Verdict, ...], seen:
 def _shard(spec: ClusterSpec, shard_id: str, seen: Observed, ended: Round) -> Json:
     told = seen.databases.get(shard_id)
     members = seen.members(shard_id)
-    leader = seen.leader(f"{spec.name}-{shard_id}")
+    leader = seen.leader(ClusterNames(spec.name, spec.namespace).shard(shard_id).scope)
     primary = primary_of(members, leader)
     states = {shard.id: shard.state.value for shard in spec.shards}
     external = spec.provider is Provider.EXTERNAL

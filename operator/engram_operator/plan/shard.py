@@ -93,17 +93,16 @@ def _plan_members(
     if len(crew.members) < spec.replicas + 1:
         yield Wait("MembersMissing", f"{wanted.scope} has {len(crew.members)} of {spec.replicas + 1} members", LOOK_S)
         return
-    yield from _plan_refused(spec, crew, seen)
-    steps = tuple(plan_rollout(crew))
-    yield from steps or _plan_reading(spec, wanted, crew, seen)
+    settings = settings_of(spec)
+    yield from _plan_refused(crew, seen, settings)
+    yield from tuple(plan_rollout(crew)) or _plan_reading(spec, wanted, crew, seen, settings)
 
 
-def _plan_reading(spec: ClusterSpec, wanted: Wanted, crew: Crew, seen: Observed) -> Iterator[Step]:
+def _plan_reading(spec: ClusterSpec, wanted: Wanted, crew: Crew, seen: Observed, settings: str) -> Iterator[Step]:
     """Patroni tells of a restart that settings need seconds after Postgres has read them, so Postgres is asked.
 
     Patroni writes Postgres' file once for each change. If it could not, as on a full disk, it is told again.
     """
-    settings = settings_of(spec)
     for member in crew.members:
         told = seen.loaded.get(member.name, Silence("it has not been asked yet"))
         if isinstance(told, Silence):
@@ -121,9 +120,9 @@ def _plan_reading(spec: ClusterSpec, wanted: Wanted, crew: Crew, seen: Observed)
             return
 
 
-def _plan_refused(spec: ClusterSpec, crew: Crew, seen: Observed) -> Iterator[Step]:
+def _plan_refused(crew: Crew, seen: Observed, settings: str) -> Iterator[Step]:
     """What Postgres runs without, though it is asked for. Said also while a member cannot start for that reason."""
-    settings, refused = settings_of(spec), set[str]()
+    refused = set[str]()
     for member in crew.members:
         told = seen.loaded.get(member.name)
         if isinstance(told, Loaded) and told.settings == settings:

@@ -20,12 +20,12 @@ from engram_operator.events import About, Recorder
 from engram_operator.leadership import Leadership
 from engram_operator.manifests.site import Site
 from engram_operator.metrics import OperatorMetrics
-from engram_operator.plan.cluster import Plan, plan_cluster
+from engram_operator.plan.cluster import TOLD_S, Plan, plan_cluster
 from engram_operator.plan.observed import Observed
 from engram_operator.plan.report import Round, build_status, refused_status
 from engram_operator.plan.steps import Apply, ReloadFiles
 from engram_operator.reconcile.execute import execute, preview
-from engram_operator.reconcile.hands import hands_for, is_certificate_young, refresh_certificates
+from engram_operator.reconcile.hands import hands_for, refresh_certificates, serving_age_s
 from engram_operator.reconcile.observe import observe_cluster
 from engram_operator.reconcile.writing import write_status
 from engram_operator.workqueue import Key
@@ -77,8 +77,8 @@ class ClusterReconciler:
         await self._tell(resource, ended)
         outcome = _outcome(spec, plan, ended)
         # The kubelet brings a new certificate within two minutes, of which nobody tells; then Postgres is to read it.
-        is_young = is_certificate_young(seen) and spec.postgres.tls.enabled and outcome.again_s is None
-        return replace(outcome, again_s=FRESH_S) if is_young else outcome
+        is_due = outcome.again_s is None and serving_age_s(spec, seen) <= TOLD_S
+        return replace(outcome, again_s=FRESH_S) if is_due else outcome
 
     def _gone(self, key: Key) -> Outcome:
         self._conditions.pop(key, None)

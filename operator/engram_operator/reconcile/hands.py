@@ -4,6 +4,7 @@ Promise: each may be repeated. Passwords are made once, in a create that a secon
 them from there.
 """
 
+import math
 import secrets
 import time
 from contextlib import suppress
@@ -18,19 +19,18 @@ from engram_operator.clients import postgres, roles, x509
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.kube import SECRETS, Kube
 from engram_operator.clients.postgres import ShardIdentity
-from engram_operator.errors import LoginRefused, OperatorError
+from engram_operator.errors import OperatorError
 from engram_operator.leadership import Term
 from engram_operator.manifests.credentials import RESTAPI_USER, Credentials, build_credentials_secret, build_keys_secret
 from engram_operator.manifests.meta import Owner
 from engram_operator.manifests.names import ClusterNames
-from engram_operator.plan.certificates import BACKDATE_S, Step
-from engram_operator.plan.cluster import TOLD_S
+from engram_operator.plan.certificates import Step
 from engram_operator.plan.drift import stamped
 from engram_operator.plan.migrations import MigrationConflict
 from engram_operator.plan.observed import Observed
 from engram_operator.plan.roles import marks_of, passwords_of
 from engram_operator.reconcile.execute import FIELD_MANAGER, Hands
-from engram_operator.reconcile.observe import admins_of, logins_of
+from engram_operator.reconcile.observe import admins_of, first_answer, logins_of
 
 PASSWORD_BYTES: Final = 32
 YOUNG_S: Final = 86_400.0  # a certificate that is older was read by every member long ago
@@ -108,15 +108,12 @@ async def prepare_shard(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id:
 
 async def login(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) -> Admin:
     """A login that the shard's primary takes now. Raises OperatorError."""
-    refused: OperatorError = OperatorError("nobody to ask")
-    for admin in await admins_of(kube, spec, seen, shard_id):
-        try:
-            await postgres.ping(admin)
-        except LoginRefused as error:
-            refused = error
-            continue
+
+    async def taken(admin: Admin) -> Admin:
+        await postgres.ping(admin)
         return admin
-    raise refused
+
+    return await first_answer(await admins_of(kube, spec, seen, shard_id), taken)
 
 
 async def rotate_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed, request: str) -> None:
@@ -150,18 +147,15 @@ async def retire_roles(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: 
     await roles.retire_roles(await login(kube, spec, seen, shard_id), names)
 
 
-def is_certificate_young(seen: Observed) -> bool:
-    """Whether some member may not have it yet."""
+def serving_age_s(spec: ClusterSpec, seen: Observed) -> float:
+    """The seconds since the certificate was made that members are to serve; endless where there is none."""
     served = seen.certificates.serving if seen.certificates else None
-    return served is not None and seen.now_s - served.not_before_s - BACKDATE_S <= TOLD_S
+    return math.inf if served is None or not spec.postgres.tls.enabled else served.age_s(seen.now_s)
 
 
 async def refresh_certificates(spec: ClusterSpec, seen: Observed) -> tuple[str, ...]:
     """The members that were told to read a newer certificate. While one is young all are asked: the kubelet is slow."""
-    served = seen.certificates.serving if seen.certificates else None
-    if not spec.postgres.tls.enabled or served is None or seen.credentials is None:
-        return ()
-    if seen.now_s - served.not_before_s - BACKDATE_S > YOUNG_S:
+    if serving_age_s(spec, seen) > YOUNG_S or seen.credentials is None:
         return ()
     told = []
     for shard_id in seen.shards_present():

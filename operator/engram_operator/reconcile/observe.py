@@ -6,8 +6,9 @@ Promises
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from engram_contract.names import CLUSTER_LABEL, POSTGRES_PORT
 from engram_contract.spec import BadSpec, ClusterSpec, Provider, TenantSpec
@@ -33,6 +34,7 @@ from engram_operator.plan.members import Member, primary_of
 from engram_operator.plan.observed import SILENT, Database, Loaded, Observed, Silence, TenantSeen
 
 Key = tuple[str, str]
+T = TypeVar("T")
 CODES: Final[Mapping[type[OperatorError], str]] = {BadDsn: "BadDsn", LoginRefused: "LoginRefused"}
 
 
@@ -162,24 +164,30 @@ async def _ask_databases(kube: Kube, spec: ClusterSpec, seen: Observed) -> Mappi
 
 
 async def _ask(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str, *, is_wanted: bool) -> Database | Silence:
-    silence = Silence("it has no primary")
     try:
-        for admin in await admins_of(kube, spec, seen, shard_id):
-            try:
-                told = await fetch_facts(admin, with_owned=not is_wanted)
-                # Of a Managed shard a fault is of the moment: a primary that has just become a standby.
-                return Silence("; ".join(told.faults)) if told.faults and not spec.external else told
-            except OperatorError as error:
-                silence = _silence_of(error, spec)
+        logins = await admins_of(kube, spec, seen, shard_id)
+        told = await first_answer(logins, partial(fetch_facts, with_owned=not is_wanted))
     except OperatorError as error:
-        silence = _silence_of(error, spec)
-    return silence
+        return _silence_of(error, spec)
+    # Of a Managed shard a fault is of the moment: a primary that has just become a standby.
+    return Silence("; ".join(told.faults)) if told.faults and not spec.external else told
+
+
+async def first_answer(logins: Iterable[Admin], ask: Callable[[Admin], Awaitable[T]]) -> T:
+    """What the first login is told that is not refused. Raises OperatorError."""
+    refused: OperatorError = OperatorError("nobody to ask")
+    for admin in logins:
+        try:
+            return await ask(admin)
+        except LoginRefused as error:
+            refused = error
+    raise refused
 
 
 def _silence_of(error: OperatorError, spec: ClusterSpec) -> Silence:
     """What an External server's owner has to mend is a fault at once; in a Managed cluster it may be of the moment."""
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), SILENT)
-    return Silence(str(error), code, lasts=spec.provider is Provider.EXTERNAL and isinstance(error, tuple(CODES)))
+    return Silence(str(error), code, lasts=spec.provider is Provider.EXTERNAL and code != SILENT)
 
 
 async def _ask_members(spec: ClusterSpec, seen: Observed) -> Mapping[str, Loaded | Silence]:
@@ -198,13 +206,10 @@ async def _ask_members(spec: ClusterSpec, seen: Observed) -> Mapping[str, Loaded
 
 
 async def _ask_member(logins: tuple[Admin, ...], settings: Mapping[str, str]) -> Loaded | Silence:
-    reason = ""
-    for admin in logins:
-        try:
-            return await fetch_loaded(admin, settings)
-        except OperatorError as error:
-            reason = str(error)
-    return Silence(reason)
+    try:
+        return await first_answer(logins, partial(fetch_loaded, asked=settings))
+    except OperatorError as error:
+        return Silence(str(error))
 
 
 async def _fetch_objects(kube: Kube, spec: ClusterSpec, kinds: tuple[str, ...]) -> Mapping[Key, Manifest]:

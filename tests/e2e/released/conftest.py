@@ -6,9 +6,8 @@ import pytest
 
 from tests.e2e import memory
 from tests.e2e.cluster import Cluster
+from tests.e2e.released import MEMBERS
 from tests.e2e.releases import released
-
-REPLICAS = 2
 
 
 @pytest.fixture(scope="package")
@@ -23,6 +22,6 @@ def home(cluster: Cluster, release: str) -> Iterator[str]:
     """The namespace of the MemoryCluster `memory`: one shard, a primary and two replicas, `restricted` pods only."""
     with cluster.namespace("home") as namespace:
         memory.restrict(cluster, namespace)
-        memory.apply(cluster, memory.build_memory(namespace, replicas=REPLICAS))
+        memory.apply(cluster, memory.build_memory(namespace, replicas=MEMBERS - 1))
         memory.wait_ready(cluster, namespace)
         yield namespace

@@ -17,8 +17,8 @@ import pytest
 from tests.e2e import load, memory
 from tests.e2e.cluster import Cluster
 from tests.e2e.machine import pid_of
+from tests.e2e.released import MEMBERS
 
-MEMBERS: Final = 3
 KILL_P99_S: Final = 5.0
 FREEZE_GAP_S: Final = 30.0  # Patroni gives a silent primary 20 s
 AWAY_GAP_S: Final = 5.0

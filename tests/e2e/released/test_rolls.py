@@ -10,10 +10,10 @@ from engram_contract.names import UPDATE_ANNOTATION
 from tests.e2e import load, memory
 from tests.e2e.audits import Audit
 from tests.e2e.cluster import Cluster
+from tests.e2e.released import MEMBERS
 from tests.e2e.releases import install
 
 Json = dict[str, Any]
-MEMBERS: Final = 3
 NO_IMAGE: Final = "localhost/engram-postgres:is-nowhere"
 CHANGE_GAP_S: Final = 15.0  # a switchover takes two to four seconds on an idle machine
 STATEFULSET: Final = "memory-s0"
