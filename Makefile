@@ -20,6 +20,8 @@ TIERS := tests/unit tests/integration tests/e2e
 PYTEST = $(BIN)/python -m pytest $(if $(K),-k "$(K)")
 # On the test cluster, which is up for as long as the command runs; where none can run, e2e tests say why they are skipped.
 ON_CLUSTER = $(BIN)/python -m tests.cluster session
+# Most of them wait for pods, so two clusters take little more than half the time of one.
+ON_TWO = $(BIN)/python -m tests.cluster pair
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,7 +34,8 @@ up: $(STAMP) ## local mode in the foreground with examples/quickstart.yaml; Ctrl
 	@$(BIN)/engram up -f $(or $(FILE),examples/quickstart.yaml)
 
 test: check ## check, then every tier, on a Kubernetes of their own (root; without, its tests are skipped)
-	@$(ON_CLUSTER) $(BIN)/python -m pytest $(TIERS)
+	@status=0; $(PYTEST) -n logical --dist loadfile tests/unit tests/integration || status=1; \
+	 $(ON_TWO) $(PYTEST) tests/e2e || status=1; exit $$status
 
 unit: $(STAMP) ## pure rooms and fakes: seconds, no sockets
 	@$(PYTEST) -n logical tests/unit
@@ -44,7 +47,7 @@ e2e: $(STAMP) ## the commands as a user runs them, and the chart on a Kubernetes
 	@$(ON_CLUSTER) $(PYTEST) tests/e2e
 
 soak: $(STAMP) ## the long form of the tests that have one
-	@ENGRAM_SOAK=1 $(ON_CLUSTER) $(PYTEST) -m soak -o faulthandler_timeout=7200 $(TIERS)
+	@ENGRAM_SOAK=1 $(ON_CLUSTER) $(PYTEST) -rP -m soak -o faulthandler_timeout=7200 $(TIERS)
 
 bench: $(STAMP) ## ratios against what is measured in the same run, kept in bench/results.json
 	@$(BIN)/python bench/run.py $(if $(ONLY),--only "$(ONLY)")

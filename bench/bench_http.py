@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from engram import AsyncEngram, Memory, Operation
 from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
-from engram_sidecar.app import Config, read_config
+from engram_sidecar.config import Config, read_config
 from engram_sidecar.pipeline import Pipeline
 from engram_sidecar.records import Put
 from engram_sidecar.wire import parse_draft, parse_search

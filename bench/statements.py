@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+from engram_contract.credentials import Credentials
 from engram_contract.policy import Limits
-from engram_sidecar.app import Config
+from engram_sidecar.config import Config, InForce
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.queries import QUERIES
-from engram_sidecar.store import Credentials, Place, Row, Store
-from engram_sidecar.topology import Topology
+from engram_sidecar.sealing import Vault
+from engram_sidecar.store import Place, Row, Store
 
 TIMEOUT_S = 30.0
 
@@ -55,7 +56,8 @@ def recording(config: Config) -> tuple[Pipeline, RecordingStore]:
     """A pipeline like the sidecar's for the same tenant, and what notes its statements."""
     store = RecordingStore(config.credentials)
     world = World(time.time, time.monotonic, secrets.token_bytes)
-    return Pipeline(store, Topology(config.shard_map), config.policy, Limits(), world, TIMEOUT_S), store
+    vault = Vault(lambda: config, secrets.token_bytes, lambda *_: None)
+    return Pipeline(store, InForce(config), vault, Limits(), world, TIMEOUT_S), store
 
 
 @dataclass(frozen=True, slots=True)

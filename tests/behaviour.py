@@ -23,6 +23,13 @@ def space() -> str:
     return f"space-{uuid.uuid4()}"
 
 
+@pytest.fixture
+def own_agent(http: Http) -> str | None:
+    """The agent that every memory is of here, because the pod is it; None where callers name agents."""
+    agent: str | None = http("POST", "/v1/memories", {"user": f"user-{uuid.uuid4()}"}).json["agent"]
+    return agent
+
+
 def item(space: str, key: str = "k", **more: str) -> dict[str, Any]:
     return {"namespace": [space], "key": key, **more}
 
@@ -35,13 +42,13 @@ def contents(answer: Answer) -> list[str]:
 # One memory
 
 
-def test_a_created_memory_is_read_back_as_it_was_sent(http: Http, user: str) -> None:
+def test_a_created_memory_is_read_back_as_it_was_sent(http: Http, user: str, own_agent: str | None) -> None:
     sent = {
         "content": "Prefers tea — ☕ no",
         "value": {"n": 1, "x": [None, True, 1.5, "ü", {}]},
         "type": "semantic",
         "user": user,
-        "agent": "a",
+        "agent": own_agent or "a",
         "session": "s",
         "namespace": ["p", "q"],
         "importance": 0.5,
@@ -246,16 +253,18 @@ def test_pages_over_all_shards_have_everything_once(http: Http, space: str) -> N
     assert sorted(seen) == sorted(names)
 
 
-def test_a_list_takes_each_selection(http: Http, user: str) -> None:
+def test_a_list_takes_each_selection(http: Http, user: str, own_agent: str | None) -> None:
+    first, second = own_agent or "a", own_agent or "b"
     for number, (agent, session, kind) in enumerate(
-        [("a", "s", "semantic"), ("a", "t", "episodic"), ("b", "t", "working")]
+        [(first, "s", "semantic"), (first, "t", "episodic"), (second, "t", "working")]
     ):
         memory = {"user": user, "agent": agent, "session": session, "type": kind, "content": str(number)}
-        http("POST", "/v1/memories", memory)
-    assert contents(http("GET", "/v1/memories", user=user, agent="a")) == ["1", "0"]
+        assert http("POST", "/v1/memories", memory).status == 201
+    of_first = ["2", "1", "0"] if own_agent else ["1", "0"]
+    assert contents(http("GET", "/v1/memories", user=user, agent=first)) == of_first
     assert contents(http("GET", "/v1/memories", user=user, session="t")) == ["2", "1"]
     assert contents(http("GET", "/v1/memories", user=user, type="semantic")) == ["0"]
-    assert contents(http("GET", "/v1/memories", user=user, type="semantic", agent="b")) == []
+    assert contents(http("GET", "/v1/memories", user=user, type="semantic", agent="nobody")) == []
 
 
 def test_a_namespace_prefix_is_of_whole_parts(http: Http, space: str) -> None:
@@ -417,6 +426,48 @@ def test_a_failed_write_undoes_its_shards_writes_and_no_others(http: Http, space
         assert result["status"] == (412 if key == bad else 424 if is_beside else 200)
         assert http("GET", "/v1/items", **item(space, key)).json["content"] == ("0" if is_beside else "1")
     assert {made[key] for key in keys} == {"s0", "s1"}
+
+
+def test_a_batch_judges_each_put_by_its_own_conditions(http: Http, space: str) -> None:
+    """In one run: made, only changed, only if it is this state, only if it is not that one, only if it is absent."""
+    etags = [
+        http("PUT", "/v1/items", {"content": "0"}, user="one", **item(space, key)).headers["etag"] for key in "abcd"
+    ]  # of one user, so on one shard
+    conditions: dict[str, dict[str, object]] = {
+        "a": {"if_match": "*"},
+        "b": {"if_match": f'"9-9", {etags[1]}'},
+        "c": {"if_none_match": '"9-9"'},
+        "d": {},
+        "e": {"if_none_match": "*"},
+    }
+    failing = ({"a": {"if_none_match": "*"}}, {"b": {"if_match": '"9-9"'}}, {"c": {"if_none_match": etags[2]}},
+               {"e": {"if_match": "*"}}, {"e": {"if_match": etags[0]}})  # fmt: skip
+    for replaced in (*failing, {}):
+        operations = [
+            {"op": "put", "user": "one", "namespace": [space], "key": key, "memory": {"content": "1"}, **each}
+            for key, each in (conditions | replaced).items()
+        ]
+        results = http("POST", "/v1/batch", {"operations": operations}).json["results"]
+        expected = [412 if key in replaced else 424 for key in conditions] if replaced else [200, 200, 200, 200, 201]
+        assert [result["status"] for result in results] == expected, replaced
+    versions = [http("GET", "/v1/items", user="one", **item(space, key)).json["version"] for key in "abcde"]
+    assert versions == [2, 2, 2, 2, 1]
+
+
+def test_a_batch_keeps_what_it_is_given_and_its_order(http: Http, space: str) -> None:
+    namespaces = [[space, *rest] for rest in ([], ["a b", 'c"d'], ["e\\f", "{,}", "NULL", "ü"], ["'"], ["\\"])]
+    memories = [
+        {"user": space, "namespace": namespace, "content": f'{number}"\\', "value": {"n": [number, None, '"\\']},
+         "type": "semantic" if number % 2 else "episodic", "importance": number / 10, "session": f"s{number}"}
+        for number, namespace in enumerate(namespaces)
+    ]  # fmt: skip
+    operations = [{"op": "create", "memory": memory} for memory in memories]
+    results = http("POST", "/v1/batch", {"operations": operations}).json["results"]
+    assert [result["status"] for result in results] == [201] * 5
+    listed = http("GET", "/v1/memories", user=space).json["memories"]
+    assert [memory["id"] for memory in listed] == [result["memory"]["id"] for result in reversed(results)]
+    for memory, sent in zip(reversed(listed), memories, strict=True):
+        assert {name: memory.get(name) for name in sent} == sent
 
 
 def test_a_batch_may_write_one_memory_several_times(http: Http, space: str) -> None:

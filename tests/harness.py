@@ -4,6 +4,7 @@ Everything listens on loopback, on ports that the system chooses, in a directory
 """
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import itertools
@@ -23,25 +24,35 @@ from engram_cli.datadir import make_directory
 from engram_cli.embedded import Programs, prepare_programs
 from engram_cli.ports import is_free, ports_from
 from engram_cli.server import Server, initialize, start, stop, write_settings
+from engram_contract.credentials import Credentials, DataKey, Keyring
 from engram_contract.names import (
     API_VERSION,
     CREDENTIALS_FILE,
+    KEYS_FILE,
     MAP_FILE,
     POLICY_FILE,
     SHARED_DATABASE,
     TENANT_KIND,
     tenant_role,
 )
-from engram_contract.policy import Policy
+from engram_contract.policy import Limits, Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
 from engram_contract.spec import TenantSpec
 from engram_operator.clients import postgres
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.postgres import ShardIdentity
 from engram_sidecar.app import Sidecar, serving
+from engram_sidecar.sealing import Sealer
 from engram_sidecar.settings import Settings
+from engram_sidecar.writes import Rules
 
 PASSWORD: Final = "of-one-test-run"  # noqa: S105  servers that live for one run on loopback
+KEYRING: Final = Keyring(
+    1,
+    (DataKey(1, base64.b64encode(bytes(range(32))).decode()),),
+    base64.b64encode(bytes(range(32, 64))).decode(),
+)
+INDEX_KEY: Final = base64.b64decode(KEYRING.index)
 CLUSTER: Final = "11111111-2222-4333-8444-555555555555"
 REQUEST_TIMEOUT_S: Final = 60  # a hang is a failure, with the traceback of what hung
 
@@ -102,6 +113,14 @@ class RealServer:
         start(self.programs, self.server)
 
 
+async def wait_ended(server: RealServer, pid: int) -> None:
+    """Returns when the session is gone; a server ends it a moment after it was told to."""
+    is_there = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)"
+    async with server.session("postgres") as connection, asyncio.timeout(REQUEST_TIMEOUT_S):
+        while await connection.fetchval(is_there, pid):  # noqa: ASYNC110  it is another process that ends
+            await asyncio.sleep(0.01)
+
+
 @dataclass(frozen=True)
 class Tenant:
     """A tenant on some servers: its role, map and configuration folder."""
@@ -111,6 +130,12 @@ class Tenant:
     config_dir: Path
     servers: tuple[RealServer, ...]
     database: str
+
+
+def plain_rules(tenant: str) -> Rules:
+    """What a tenant's policy says about writes that encrypts nothing and has no retention."""
+    sealer = Sealer(tenant, None, bytes, lambda *_: None, encrypts=False)
+    return Rules(sealer, Limits(), None, lambda *_: None)
 
 
 def tenant_spec(name: str, **spec: object) -> TenantSpec:
@@ -154,7 +179,8 @@ def write_config(folder: Path, shard_map: ShardMap, policy: Policy) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MAP_FILE).write_text(shard_map.to_json())
     (folder / POLICY_FILE).write_text(policy.to_json())
-    (folder / CREDENTIALS_FILE).write_text(json.dumps({"role": shard_map.tenant, "passwords": [PASSWORD]}))
+    (folder / CREDENTIALS_FILE).write_text(Credentials(shard_map.tenant, (PASSWORD,)).to_json())
+    (folder / KEYS_FILE).write_text(KEYRING.to_json())
 
 
 @dataclass

@@ -6,11 +6,11 @@ The store keeps what a real API server promises and the operator relies on: reso
 import asyncio
 import copy
 import selectors
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from engram_operator.clients.kube import Kube, Manifest, Resource
-from engram_operator.errors import ApiConflict, ApiError, ApiNotFound, ApiRefused
+from engram_operator.errors import ApiConflict, ApiError, ApiHeld, ApiNotFound, ApiRefused
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ class Store(Kube):
         self.writes: list[tuple[str, str]] = []
         self.timeouts: list[float] = []
         self.fault: ApiError | None = None
+        self.held: set[str] = set()  # pods that a disruption budget keeps
         self.answered_s = 0.0
         self._version = 0
 
@@ -56,6 +57,12 @@ class Store(Kube):
         end = f"/{resource.plural}/"
         found = [self.objects[path] for path in sorted(self.objects) if path.startswith(start) and end in path]
         return copy.deepcopy(found[:limit])
+
+    async def fetch_metadata(
+        self, resource: Resource, selector: str, *, namespace: str | None = None, timeout_s: float = 10.0
+    ) -> AsyncIterator[Manifest]:
+        for each in await self.fetch_labelled(resource, namespace, selector, timeout_s=timeout_s):
+            yield each["metadata"]
 
     async def fetch_labelled(
         self, resource: Resource, namespace: str | None, selector: str, *, timeout_s: float = 10.0
@@ -105,13 +112,24 @@ class Store(Kube):
         operations: Sequence[Mapping[str, Any]],
         field_manager: str,
         *,
+        namespace: str | None = None,
         timeout_s: float = 10.0,
     ) -> Manifest:
-        path = self._write("patch", resource, None, name, timeout_s)
+        path = self._write("patch", resource, namespace, name, timeout_s)
         try:
-            return self.put(resource, patched(self.objects[path], operations))
+            after = patched(self.objects[path], operations)
         except AssertionError as error:
             raise ApiRefused(f"patch {path}: 422") from error
+        self._expect_version(path, after)
+        return self.put(resource, after)
+
+    async def evict(self, resource: Resource, namespace: str, name: str, uid: str, *, timeout_s: float = 10.0) -> None:
+        path = self._write("evict", resource, namespace, name, timeout_s)
+        if name in self.held:
+            raise ApiHeld(f"evict {path}: 429")
+        if self.objects[path]["metadata"]["uid"] != uid:
+            raise ApiConflict(f"evict {path}: 409")
+        self.objects[path]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     async def delete(
         self, resource: Resource, namespace: str | None, name: str, uid: str, *, timeout_s: float = 10.0
@@ -149,7 +167,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def patched(document: Any, operations: Iterable[Mapping[str, Any]]) -> Any:  # noqa: ANN401  JSON has no narrower type
-    """The document after add, replace and test of RFC 6902; an AssertionError if a place is not there."""
+    """The document after add, remove, replace and test of RFC 6902; an AssertionError if a place is not there."""
     document = copy.deepcopy(document)
     for operation in operations:
         *way, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
@@ -172,7 +190,10 @@ def _operate(parent: dict[str, Any] | list[Any], last: str, operation: dict[str,
             return
         assert index < len(parent), operation
         assert operation["op"] != "test" or parent[index] == operation["value"], operation
-        parent[index] = operation["value"]
+        if operation["op"] == "remove":
+            parent.pop(index)
+        else:
+            parent[index] = operation["value"]
         return
     assert operation["op"] == "add" or last in parent, operation
     assert operation["op"] != "test" or parent[last] == operation["value"], operation

@@ -6,7 +6,6 @@ Promises
 """
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,14 +20,17 @@ from engram_cli.pgsettings import HOST
 from engram_cli.server import SUPERUSER
 from engram_cli.state import LocalState, ShardRecord
 from engram_contract import names
+from engram_contract.credentials import Credentials, DataKey, Keyring
 from engram_contract.shardmap import BadMap, ShardMap
 from engram_contract.spec import ClusterSpec, TenantSpec
-from engram_operator.clients import postgres
+from engram_operator.clients import postgres, tenancy
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.postgres import ShardIdentity
+from engram_operator.clients.sealing import new_key, seal_of
 from engram_operator.errors import FenceBusy, OperatorError
 from engram_operator.plan.maps import tenant_database
 from engram_operator.plan.migrations import MigrationConflict
+from engram_operator.plan.quotas import plan_quotas
 
 FENCE_ATTEMPTS: Final = 5  # each waits two seconds for writers of a sidecar that runs on its own
 
@@ -88,6 +90,8 @@ class Tenants:
         with _translated(f"tenant {self._label(spec)}"):
             known = [each async for each in self._known_maps(spec)]
             shard_map = plan_map(spec, self.cluster, shard_ports, known)
+            await self._level_quota(spec, shard_map)  # before a shard takes its memories
+            await self._keep_keyring(spec, shard_map)
             for shard in shard_map.shards:
                 record = self.state.shard(shard.id)
                 if record is not None:
@@ -95,6 +99,33 @@ class Tenants:
         write_atomic(folder / names.POLICY_FILE, spec.policy().to_json() + "\n")
         write_atomic(folder / names.MAP_FILE, shard_map.to_json() + "\n")
         return shard_map
+
+    async def _level_quota(self, spec: TenantSpec, shard_map: ShardMap) -> None:
+        place = (self._database(spec), self._role(spec))
+        admins = {each.id: self._admin(each) for each in self.state.shards}
+        order = [shard.id for shard in shard_map.shards]
+        seen = {shard: (await tenancy.fetch_tenant(admins[shard], *place, 0)).holding for shard in order}
+        for step in plan_quotas(spec.policy().quota, order, seen):
+            await tenancy.level_quota(admins[step.shard], *place, step, seal_of(self.password))
+
+    async def _keep_keyring(self, spec: TenantSpec, shard_map: ShardMap) -> None:
+        """There are keys for the tenant's data. New ones are made only for who has nothing that old ones would open."""
+        path = self.data.tenant(spec.namespace, spec.name) / names.KEYS_FILE
+        try:
+            Keyring.from_json(path.read_text("utf-8"))
+        except FileNotFoundError:
+            for shard in shard_map.shards:
+                record = self.state.shard(shard.id)
+                place = (self._database(spec), self._role(spec))
+                if record is not None and await tenancy.has_sealed(self._admin(record), *place):
+                    reason = f"{path} is gone, and shard {shard.id} holds memories that only its keys open: restore it"
+                    raise Failure(reason) from None
+            keyring = Keyring(1, (DataKey(1, new_key()),), new_key())
+            write_atomic(path, keyring.to_json() + "\n")
+        except (OSError, ValueError) as error:
+            raise Failure(
+                f"{path} cannot be read, and the memories that it encrypted not without it: {error}"
+            ) from error
 
     async def _known_maps(self, spec: TenantSpec) -> AsyncIterator[ShardMap]:
         try:
@@ -112,13 +143,13 @@ class Tenants:
         make_directory(folder, PRIVATE_DIRECTORY_MODE)
         path = folder / names.CREDENTIALS_FILE
         try:
-            written = json.loads(path.read_text("utf-8"))
-            if written["role"] == self._role(spec):
-                return str(written["passwords"][0])
-        except (OSError, ValueError, LookupError, TypeError):
+            written = Credentials.from_json(path.read_text("utf-8"))
+            if written.role == self._role(spec):
+                return written.passwords[0]
+        except (OSError, ValueError):
             pass  # absent or damaged: a new password is as good, the role gets it in a moment
         password = secrets.token_hex(32)
-        write_atomic(path, json.dumps({"role": self._role(spec), "passwords": [password]}) + "\n")
+        write_atomic(path, Credentials(self._role(spec), (password,)).to_json() + "\n")
         return password
 
     def _admin(self, record: ShardRecord) -> Admin:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from engram_cli.pgsettings import refused_parameters
-from engram_contract.policy import Plan
 from engram_contract.spec import CacheProvider, ClusterSpec, LabelSelector, ReclaimPolicy, TenantSpec
 from engram_contract.spec_parts import LocalCache, Resources, Scheduling, Storage, UpdatePolicy
-from engram_contract.spec_tenant import QuotaSpec, Watchdog
+from engram_contract.spec_tenant import SidecarSpec, Watchdog
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +47,13 @@ HONOURED: Final = frozenset(
         "MemoryCluster.provider",
         "MemoryCluster.external",
         "MemoryCluster.planOnly",
+        "MemoryTenant.plan",
+        "MemoryTenant.quota.memories",
+        "MemoryTenant.quota.storage",
         "MemoryTenant.clusterRef",
         "MemoryTenant.isolation",
         "MemoryTenant.residency",
+        "MemoryTenant.resilience",
     }
 )
 
@@ -105,13 +108,15 @@ CLUSTER_GAPS: Final = (
 
 TENANT_GAPS: Final = (
     TenantGap(
-        ("encryption",), lambda spec: spec.encryption.enabled, "memories are stored UNENCRYPTED in the data directory"
+        ("encryption",),
+        lambda spec: spec.encryption.enabled,
+        "memories are encrypted, and their keys lie beside them in the data directory: keys.json",
     ),
     TenantGap(("audit",), lambda spec: spec.audit.enabled, "no audit log is kept"),
     TenantGap(
-        ("plan", "quota"),
-        lambda spec: spec.plan is not Plan.ENTERPRISE or spec.quota != QuotaSpec(),
-        "quotas are not enforced",
+        ("quota.requestsPerSecond",),
+        lambda spec: spec.quota.requests_per_second is not None,
+        "rates are not limited",
     ),
     TenantGap(
         ("retention",),
@@ -131,6 +136,7 @@ TENANT_GAPS: Final = (
         "a tenant that is taken out of the manifests keeps its memories",
     ),
     TenantGap(("watchdog",), lambda spec: spec.watchdog != Watchdog(), "there are no pods to watch"),
+    TenantGap(("sidecar",), lambda spec: spec.sidecar != SidecarSpec(), "the sidecar is as new as this program"),
 )
 
 

@@ -12,6 +12,7 @@ The address is the argument `url`, else ENGRAM_URL, else localhost at ENGRAM_HTT
 
 from engram.aio import AsyncEngram
 from engram.errors import (
+    AgentNotAllowed,
     Conflict,
     DeadlineExceeded,
     EngramError,
@@ -20,6 +21,7 @@ from engram.errors import (
     NotReachable,
     OutcomeUnknown,
     Pointer,
+    QuotaExceeded,
     ReadOnlyShard,
     Refused,
     RolledBack,
@@ -27,6 +29,8 @@ from engram.errors import (
     UnexpectedAnswer,
 )
 from engram.records import (
+    AuditEntry,
+    AuditPage,
     BatchResult,
     FailedShard,
     Hit,
@@ -37,16 +41,23 @@ from engram.records import (
     Operation,
     Outcome,
     Page,
+    RefusedMemory,
     SearchFields,
     SearchResult,
     Selection,
     Shard,
     Shards,
+    Share,
+    TypeUsage,
+    Usage,
 )
 from engram.sync import Engram
 
 __all__ = [
+    "AgentNotAllowed",
     "AsyncEngram",
+    "AuditEntry",
+    "AuditPage",
     "BatchResult",
     "Conflict",
     "DeadlineExceeded",
@@ -66,14 +77,19 @@ __all__ = [
     "OutcomeUnknown",
     "Page",
     "Pointer",
+    "QuotaExceeded",
     "ReadOnlyShard",
     "Refused",
+    "RefusedMemory",
     "RolledBack",
     "SearchFields",
     "SearchResult",
     "Selection",
     "Shard",
     "Shards",
+    "Share",
+    "TypeUsage",
     "Unavailable",
     "UnexpectedAnswer",
+    "Usage",
 ]

@@ -27,6 +27,7 @@ from engram.errors import (
 )
 from engram.protocol import Request
 from engram.records import (
+    AuditPage,
     BatchResult,
     Item,
     ItemFields,
@@ -38,6 +39,7 @@ from engram.records import (
     SearchResult,
     Selection,
     Shards,
+    Usage,
 )
 
 Result = TypeVar("Result")
@@ -225,6 +227,14 @@ class AsyncEngram:
         """The shard map that the sidecar routes by, on demand with the number of memories on each shard."""
         return await self._send(protocol.build_shards(count))
 
+    async def usage(self) -> Usage:
+        """What the tenant stores, of its quota and by type."""
+        return await self._send(protocol.build_usage())
+
+    async def audit(self, *, limit: int | None = None, before: str | None = None) -> AuditPage:
+        """Recorded operations, newest first; `before` is the `next` of the page before."""
+        return await self._send(protocol.build_audit(limit, before))
+
     async def _read(self, target: str | Item, if_none_match: str | None, default: object) -> object:
         try:
             return await self._send(protocol.build_get(target, if_none_match))
@@ -274,5 +284,7 @@ def whole(page: Page) -> Page:
     if page.complete:
         return page
     failed = page.failed_shards
-    reasons = "; ".join(f"{each.shard}: {each.reason}" for each in failed)
+    reasons = "; ".join(
+        [*(f"{each.shard}: {each.reason}" for each in failed), *(f"{each.id}: {each.reason}" for each in page.refused)]
+    )
     raise Unavailable(f"the listing is not complete: {reasons}", shard=failed[0].shard if failed else None)

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from engram.errors import (
+    AgentNotAllowed,
     Conflict,
     DeadlineExceeded,
     EngramError,
@@ -23,6 +24,7 @@ from engram.errors import (
     NotModified,
     OutcomeUnknown,
     Pointer,
+    QuotaExceeded,
     ReadOnlyShard,
     Refused,
     RolledBack,
@@ -30,15 +32,21 @@ from engram.errors import (
     UnexpectedAnswer,
 )
 from engram.records import (
+    AuditEntry,
+    AuditPage,
     BatchResult,
     FailedShard,
     Hit,
     Memory,
     Outcome,
     Page,
+    RefusedMemory,
     SearchResult,
     Shard,
     Shards,
+    Share,
+    TypeUsage,
+    Usage,
 )
 from engram_contract import names
 
@@ -47,6 +55,11 @@ Result = TypeVar("Result")
 INT64: Final = range(-(2**63), 2**63)
 KINDS: Final = {(404, "not-found"): NotFound, (503, "outcome-unknown"): OutcomeUnknown}
 LEAVES: Final = {304: NotModified, 424: RolledBack, 504: DeadlineExceeded}
+# Refusals of the tenant's, and the members that they carry. Another program's 403 or 507 says nothing of the tenant.
+MEMBERS: Final[Mapping[tuple[int, str], tuple[Callable[..., EngramError], tuple[str, ...]]]] = {
+    (403, "agent-not-allowed"): (AgentNotAllowed, ("agent", "service_account")),
+    (507, "quota-exceeded"): (QuotaExceeded, ("quota", "limit")),
+}
 WAITS: Final = frozenset({408, 429, 503})
 REFUSALS: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 421, 422, 431})
 RETRY_AFTER_S: Final = 1.0  # where an answer names none: long enough for a breaker's next probe, short for a person
@@ -81,7 +94,11 @@ def parse_page(answer: Answer) -> Page:
     return _parse(
         answer,
         lambda body: Page(
-            tuple(memory_of(each) for each in body["memories"]), body["next"], body["complete"], _failed(body)
+            tuple(memory_of(each) for each in body["memories"]),
+            body["next"],
+            body["complete"],
+            _failed(body),
+            _refused(body),
         ),
     )
 
@@ -95,6 +112,7 @@ def parse_search(answer: Answer) -> SearchResult:
             body["complete"],
             _failed(body),
             tuple(body["legs"]),
+            _refused(body),
         ),
     )
 
@@ -110,6 +128,30 @@ def parse_shards(answer: Answer) -> Shards:
         answer,
         lambda body: Shards(
             body["epoch"], body["strategy"], body["scattered"], tuple(_shard(each) for each in body["shards"])
+        ),
+    )
+
+
+def parse_usage(answer: Answer) -> Usage:
+    """What the tenant uses of its quota."""
+    return _parse(
+        answer,
+        lambda body: Usage(
+            _share(body["memories"]),
+            _share(body["bytes"]),
+            tuple(TypeUsage(each["type"], each["memories"], each["bytes"]) for each in body["types"]),
+            body["complete"],
+            _failed(body),
+        ),
+    )
+
+
+def parse_audit(answer: Answer) -> AuditPage:
+    """One page of the audit."""
+    return _parse(
+        answer,
+        lambda body: AuditPage(
+            tuple(_entry(each) for each in body["entries"]), body["next"], body["complete"], _failed(body)
         ),
     )
 
@@ -171,6 +213,31 @@ def _failed(body: Mapping[str, Any]) -> tuple[FailedShard, ...]:
     return tuple(FailedShard(each["shard"], each["reason"]) for each in body["failed_shards"])
 
 
+def _refused(body: Mapping[str, Any]) -> tuple[RefusedMemory, ...]:
+    return tuple(RefusedMemory(each["id"], each["shard"], each["reason"]) for each in body.get("refused", ()))
+
+
+def _share(body: Mapping[str, Any]) -> Share:
+    return Share(body["used"], body["limit"], body["remaining"], body["percent"])
+
+
+def _entry(body: Mapping[str, Any]) -> AuditEntry:
+    namespace = body.get("namespace")
+    return AuditEntry(
+        at=datetime.fromisoformat(body["at"]),
+        operation=body["operation"],
+        outcome=body["outcome"],
+        status=body["status"],
+        agent=body.get("agent"),
+        pod=body.get("pod"),
+        user=body.get("user"),
+        memory=body.get("memory"),
+        namespace=None if namespace is None else tuple(namespace),
+        key=body.get("key"),
+        details=body.get("details") or {},
+    )
+
+
 def _shard(body: Mapping[str, Any]) -> Shard:
     ranges = tuple((first, last) for first, last in body["ranges"])
     return Shard(
@@ -192,6 +259,14 @@ def _error(status: int, problem: Mapping[str, Any], headers: Mapping[str, str]) 
     leaf = KINDS.get((status, kind)) or LEAVES.get(status)
     if leaf is not None:
         return leaf(detail, status=status)
+    if (status, kind) in MEMBERS:
+        refusal, members = MEMBERS[status, kind]
+        return refusal(detail, status=status, **{name: problem.get(name) for name in members})
+    return _other_error(status, detail, problem, headers)
+
+
+def _other_error(status: int, detail: str, problem: Mapping[str, Any], headers: Mapping[str, str]) -> EngramError:
+    """The leaf of a status that says enough without the problem's type."""
     shard = problem.get("shard")
     if status == HTTPStatus.CONFLICT:
         return ReadOnlyShard(detail, status=status, shard=shard)

@@ -6,6 +6,8 @@ EngramError
   Conflict          somebody else changed it: read again, then decide
   ReadOnlyShard     this memory cannot be written for now; it can be read
   Refused           the request is wrong and will stay wrong: `pointers` say where
+  AgentNotAllowed   the tenant does not allow this pod's agent: nothing is answered until its policy does
+  QuotaExceeded     the tenant is full: remove memories or raise its `limit`; trying again will not help
   RolledBack        another operation of the same batch failed: nothing of this one was stored
   Unavailable       try again after `retry_after_s`
   OutcomeUnknown    the connection broke before the answer: a write may have happened or not
@@ -78,6 +80,28 @@ class Refused(EngramError):
         places = "; ".join(f"{each.pointer or '(whole body)'}: {each.detail}" for each in pointers)
         super().__init__(f"{detail} ({places})" if places else detail, status=status)
         self.pointers = pointers
+        self.limit = limit
+
+
+class AgentNotAllowed(EngramError):
+    """The tenant's policy does not let this pod be this agent."""
+
+    def __init__(
+        self, detail: str, *, status: int = 0, agent: str | None = None, service_account: str | None = None
+    ) -> None:
+        """A refusal of the pod, not of the request."""
+        super().__init__(detail, status=status)
+        self.agent = agent
+        self.service_account = service_account
+
+
+class QuotaExceeded(EngramError):
+    """Nothing was stored: the tenant's `quota` of "memories" or "bytes" is used up, of which it may have `limit`."""
+
+    def __init__(self, detail: str, *, status: int = 0, quota: str | None = None, limit: int | None = None) -> None:
+        """A refusal for want of room."""
+        super().__init__(detail, status=status)
+        self.quota = quota
         self.limit = limit
 
 

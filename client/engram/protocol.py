@@ -16,6 +16,7 @@ from engram.encoding import (
     encode_target,
 )
 from engram.records import (
+    AuditPage,
     BatchResult,
     Item,
     ItemFields,
@@ -27,6 +28,7 @@ from engram.records import (
     SearchResult,
     Selection,
     Shards,
+    Usage,
 )
 
 Result = TypeVar("Result")
@@ -97,6 +99,16 @@ def build_batch(operations: Iterable[Operation]) -> Request[BatchResult]:
 def build_shards(count: bool) -> Request[Shards]:  # noqa: FBT001  the sidecar's own query parameter
     """The shard map, with the number of memories of each shard if they are to be counted."""
     return Request("GET", encode_target("/v1/shards", [("count", "true" if count else None)]), answers.parse_shards)
+
+
+def build_usage() -> Request[Usage]:
+    """What the tenant uses of its quota."""
+    return Request("GET", "/v1/usage", answers.parse_usage)
+
+
+def build_audit(limit: int | None = None, before: str | None = None) -> Request[AuditPage]:
+    """One page of the audit."""
+    return Request("GET", encode_target("/v1/audit", [("limit", limit), ("before", before)]), answers.parse_audit)
 
 
 def _address(target: str | Item) -> str:

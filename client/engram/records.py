@@ -78,6 +78,15 @@ class FailedShard:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedMemory:
+    """A memory that belongs into an answer and that the sidecar could not decrypt, and why."""
+
+    id: str
+    shard: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One page of a listing, newest first. `next` is the cursor of the next page, None on the last one."""
 
@@ -85,6 +94,7 @@ class Page:
     next: str | None
     complete: bool
     failed_shards: tuple[FailedShard, ...]
+    refused: tuple[RefusedMemory, ...] = ()
 
     def __iter__(self) -> Iterator[Memory]:
         """The memories of this page."""
@@ -105,12 +115,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The hits, best first. Where `complete` is False, `failed_shards` could not be asked."""
+    """The hits, best first. Not `complete` where shards could not be asked or memories not be decrypted."""
 
     hits: tuple[Hit, ...]
     complete: bool
     failed_shards: tuple[FailedShard, ...]
     legs: tuple[str, ...]
+    refused: tuple[RefusedMemory, ...] = ()
 
     def __iter__(self) -> Iterator[Hit]:
         """The hits, best first."""
@@ -232,3 +243,64 @@ class Shards:
     def __iter__(self) -> Iterator[Shard]:
         """The shards, in the order of the map."""
         return iter(self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of a quota is used."""
+
+    used: int
+    limit: int
+    remaining: int
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class TypeUsage:
+    """What is stored of one type of memory."""
+
+    type: str
+    memories: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the tenant stores, of its quota and by type. Where `complete` is False, `failed_shards` are not counted."""
+
+    memories: Share
+    bytes: Share
+    types: tuple[TypeUsage, ...]
+    complete: bool
+    failed_shards: tuple[FailedShard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One operation that was answered: who, on which memory, with which outcome ("success" or "error")."""
+
+    at: datetime
+    operation: str
+    outcome: str
+    status: int
+    agent: str | None
+    pod: str | None
+    user: str | None
+    memory: str | None
+    namespace: tuple[str, ...] | None
+    key: str | None
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Recorded operations, newest first. `next` goes on where this page ends, None on the last one."""
+
+    entries: tuple[AuditEntry, ...]
+    next: str | None
+    complete: bool
+    failed_shards: tuple[FailedShard, ...]
+
+    def __iter__(self) -> Iterator[AuditEntry]:
+        """The entries of this page."""
+        return iter(self.entries)

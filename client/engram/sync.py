@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, Unpack, cast, overload
 from engram.aio import TIMEOUT_S, AsyncEngram, whole
 from engram.errors import EngramError
 from engram.records import (
+    AuditPage,
     BatchResult,
     ItemFields,
     Memory,
@@ -23,6 +24,7 @@ from engram.records import (
     SearchResult,
     Selection,
     Shards,
+    Usage,
 )
 
 Result = TypeVar("Result")
@@ -191,6 +193,14 @@ class Engram:
     def shards(self, *, count: bool = False) -> Shards:
         """The shard map that the sidecar routes by, on demand with the number of memories on each shard."""
         return self._run(self._client.shards(count=count))
+
+    def usage(self) -> Usage:
+        """What the tenant stores, of its quota and by type."""
+        return self._run(self._client.usage())
+
+    def audit(self, *, limit: int | None = None, before: str | None = None) -> AuditPage:
+        """Recorded operations, newest first; `before` is the `next` of the page before."""
+        return self._run(self._client.audit(limit=limit, before=before))
 
     def _run(self, call: Coroutine[Any, Any, Result]) -> Result:
         if self._loop.is_closed():

@@ -21,6 +21,17 @@ TENANT_ANNOTATION: Final = f"{GROUP}/tenant"
 PROTECTED_LABEL: Final = f"{GROUP}/protected"
 INJECTED_LABEL: Final = f"{GROUP}/injected"  # set by the injector: what watches and selects pods with a sidecar
 SIDECAR_HASH_ANNOTATION: Final = f"{GROUP}/sidecar-hash"  # which sidecar was injected, as a digest of its container
+SIDECAR_BEFORE_ANNOTATION: Final = f"{GROUP}/sidecar-before"  # of an upgrade in place: container it ends, image
+
+# How a pod tunes its own sidecar; docs/sidecar.md has them as a table.
+CPU_REQUEST_ANNOTATION: Final = f"{GROUP}/sidecar-cpu-request"
+CPU_LIMIT_ANNOTATION: Final = f"{GROUP}/sidecar-cpu-limit"
+MEMORY_REQUEST_ANNOTATION: Final = f"{GROUP}/sidecar-memory-request"
+MEMORY_LIMIT_ANNOTATION: Final = f"{GROUP}/sidecar-memory-limit"
+LOG_LEVEL_ANNOTATION: Final = f"{GROUP}/sidecar-log-level"
+DRAIN_ANNOTATION: Final = f"{GROUP}/sidecar-drain-seconds"
+HTTP_PORT_ANNOTATION: Final = f"{GROUP}/http-port"
+ADMIN_PORT_ANNOTATION: Final = f"{GROUP}/admin-port"
 
 # On every object that the operator makes. MANAGED_BY selects what it watches; Patroni's own ConfigMaps have only the
 # cluster and the shard, because they change with every beat of its heart.
@@ -35,8 +46,13 @@ PRIMARY_ROLE: Final = "primary"
 APPLIED_ANNOTATION: Final = f"{GROUP}/applied"  # the digest of the manifest that was applied last
 SHAPE_ANNOTATION: Final = f"{GROUP}/shape"  # on a StatefulSet: what its pods and claims were made from
 
+STAGED_ANNOTATION: Final = f"{GROUP}/staged-at"  # on a tenant's Secret: since when it holds two passwords, Unix seconds
+KEY_OF_LABEL: Final = f"{GROUP}/key-of"  # on the Secret of a tenant's keys: the tenant's role
+ERASE_FINALIZER: Final = f"{GROUP}/erase"
+
 # What a user may ask of a cluster beside its spec: a new value is a new request.
-ROTATE_ANNOTATION: Final = f"{GROUP}/rotate-credentials"
+ROTATE_ANNOTATION: Final = f"{GROUP}/rotate-credentials"  # of a cluster and of a tenant
+ROTATE_KEY_ANNOTATION: Final = f"{GROUP}/rotate-key"  # of a tenant: the key of its data
 UPDATE_ANNOTATION: Final = f"{GROUP}/update"
 
 POSTGRES_PORT: Final = 5432
@@ -53,15 +69,26 @@ ENV_HTTP_PORT: Final = "ENGRAM_HTTP_PORT"
 ENV_ADMIN_PORT: Final = "ENGRAM_ADMIN_PORT"
 ENV_HOST: Final = "ENGRAM_HOST"
 ENV_CONFIG_DIR: Final = "ENGRAM_CONFIG_DIR"
+ENV_LOG_LEVEL: Final = "ENGRAM_LOG_LEVEL"
+ENV_DRAIN_S: Final = "ENGRAM_DRAIN_SECONDS"
+# Who the sidecar's pod is: each a field of the pod, which the admission policy holds to just that.
+ENV_AGENT: Final = "ENGRAM_AGENT"  # the label engram.dev/agent; empty without it
+ENV_SERVICE_ACCOUNT: Final = "ENGRAM_SERVICE_ACCOUNT"
+ENV_POD_UID: Final = "ENGRAM_POD_UID"
+
+ENV_POD_NAME: Final = "ENGRAM_POD_NAME"  # also of the control plane's processes
 
 # The control plane's processes: what the chart tells the operator and the injector.
 ENV_NAMESPACE: Final = "ENGRAM_NAMESPACE"
-ENV_POD_NAME: Final = "ENGRAM_POD_NAME"
+ENV_FILE_GRACE_S: Final = "ENGRAM_FILE_GRACE_SECONDS"
+ENV_PLANS: Final = "ENGRAM_PLANS"  # the quotas of each plan, as JSON
 ENV_TLS_SECRET: Final = "ENGRAM_TLS_SECRET"  # noqa: S105  the name of a variable
 ENV_LEASE: Final = "ENGRAM_LEASE"
 ENV_WEBHOOK_CONFIG: Final = "ENGRAM_WEBHOOK_CONFIG"
 ENV_WEBHOOK_SERVICE: Final = "ENGRAM_WEBHOOK_SERVICE"
 ENV_WEBHOOK_PORT: Final = "ENGRAM_WEBHOOK_PORT"
+ENV_CERTIFICATE_S: Final = "ENGRAM_CERTIFICATE_SECONDS"  # the life of the webhook's; shorter than usual in tests
+ENV_INJECTOR: Final = "ENGRAM_INJECTOR"  # the injector's Deployment; empty without one
 ENV_SIDECAR_IMAGE: Final = "ENGRAM_SIDECAR_IMAGE"
 ENV_SIDECAR_PULL_POLICY: Final = "ENGRAM_SIDECAR_PULL_POLICY"
 ENV_SIDECAR_RESOURCES: Final = "ENGRAM_SIDECAR_RESOURCES"
@@ -72,12 +99,14 @@ ENV_PULL_SECRETS: Final = "ENGRAM_PULL_SECRETS"  # names, separated by commas
 ENV_OPERATOR_LABELS: Final = "ENGRAM_OPERATOR_LABELS"  # of the operator's own pods: name=value, separated by commas
 CONTROL_ADMIN_PORT: Final = 8080
 WEBHOOK_PORT: Final = 9443
-WEBHOOK_PATH: Final = "/mutate"
+WEBHOOK_PATH: Final = "/mutate"  # for pods that ask by their own label
+NAMESPACE_WEBHOOK_PATH: Final = "/mutate-namespace"  # for pods of a namespace that asks for all of its pods
 
 # The files of a sidecar's configuration directory: a mount in a cluster, a folder in local mode.
 MAP_FILE: Final = "map.json"
 POLICY_FILE: Final = "policy.json"
 CREDENTIALS_FILE: Final = "credentials.json"
+KEYS_FILE: Final = "keys.json"
 
 # The sidecar in a pod: one native sidecar, which alone mounts the tenant's Secret and ConfigMap.
 SIDECAR_CONTAINER: Final = "engram"
@@ -93,6 +122,10 @@ TENANT_GROUP_ROLE: Final = "engram_tenant"
 # Class EG is free: the SQL standard leaves classes that begin with E to T to implementations, PostgreSQL uses F0,
 # HV, P0 and XX.
 FENCE_SQLSTATE: Final = "EG001"
+QUOTA_SQLSTATE: Final = "EG002"
+
+# A response names the configuration that it was made with: `map=3, policy=7, credentials=2, keys=1`.
+CONFIG_HEADER: Final = "Engram-Config"
 
 PROBLEM_BASE: Final = f"https://{GROUP}/problems/"
 

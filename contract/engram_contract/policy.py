@@ -9,13 +9,15 @@ Pure; standard library only. Source of the numbers: requirements 2.4, 2.5 and 4.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated, Final
 
 from engram_contract.kinds import LABEL_PATTERN, MAX_INT64, SUBDOMAIN_PATTERN, Items, Text, Whole
 from engram_contract.parse import Choice, Refused, Section, read_document, write_document
+from engram_contract.resilience import Resilience
 
 DAY_S: Final = 86_400
 FOREVER_S: Final = 0
@@ -25,6 +27,12 @@ MAX_CHARS: Final = 1 << 20  # what a ConfigMap holds; the largest valid policy h
 
 LABEL: Final = Text(63, LABEL_PATTERN, "lower-case letters, digits and dashes")
 SUBDOMAIN: Final = Text(253, SUBDOMAIN_PATTERN, "lower-case letters, digits, dashes and dots")
+AGENT_PATTERN: Final = Text(
+    63, r"^[a-z0-9*]([-a-z0-9*]*[a-z0-9*])?$", "lower-case letters, digits, dashes and * for any of these"
+)
+ACCOUNT_PATTERN: Final = Text(
+    253, r"^[a-z0-9*]([-.a-z0-9*]*[a-z0-9*])?$", "lower-case letters, digits, dashes, dots and * for any of these"
+)
 HTTP_URL: Final = Text(
     2048,
     r"^https?://[-._:\[\]A-Za-z0-9]+(/[-._~!$&()*+,;=:@%/A-Za-z0-9]*)?$",
@@ -142,10 +150,25 @@ PLAN_QUOTAS: Final[Mapping[Plan, Quota]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent, and the ServiceAccount whose pods may be it; the account of the agent's own name if none is given."""
+    """Agents, and the ServiceAccounts whose pods may be them; the account of the agent's own name if none is given."""
 
-    name: Annotated[str, LABEL]
-    service_account: Annotated[str | None, SUBDOMAIN] = None
+    name: Annotated[str, AGENT_PATTERN]
+    service_account: Annotated[str | None, ACCOUNT_PATTERN] = None
+
+    def admits(self, agent: str, service_account: str) -> bool:
+        """True if a pod of this ServiceAccount may be this agent."""
+        account = agent if self.service_account is None else self.service_account
+        return fnmatchcase(agent, self.name) and fnmatchcase(service_account, account)
+
+
+ALLOWED_AGENTS: Final = Items(Section(Agent), MAX_AGENTS, key="name")
+
+
+def is_admitted(allowed_agents: tuple[Agent, ...], agent: str, service_account: str) -> bool:
+    """True if a pod of this ServiceAccount may be this agent. Without a list, an agent is its ServiceAccount."""
+    if not allowed_agents:
+        return agent == service_account
+    return any(allowed.admits(agent, service_account) for allowed in allowed_agents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +194,17 @@ class Policy:
     encryption: bool
     audit: bool
     compliance: Annotated[tuple[Framework, ...], Items(Choice(Framework), len(Framework), key="")]
-    allowed_agents: Annotated[tuple[Agent, ...], Items(Section(Agent), MAX_AGENTS, key="name")]
+    allowed_agents: Annotated[tuple[Agent, ...], ALLOWED_AGENTS]
     residency: Annotated[str, LABEL]
     embedder: Embedder | None = None
+    generation: Annotated[int, _COUNT] = 0  # of the MemoryTenant that it was made from
+    created_s: Annotated[int, _COUNT] = 0  # when that was made, Unix seconds: one of the same name counts from 1 anew
+    resilience: Resilience = field(default_factory=Resilience)
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Which of two policies of one tenant is the newer: the greater one."""
+        return self.created_s, self.generation
 
     @property
     def duties(self) -> frozenset[Duty]:
@@ -181,13 +212,8 @@ class Policy:
         return strictest(self.retention_s, self.compliance).duties
 
     def admits(self, agent: str, service_account: str) -> bool:
-        """True if a pod of this ServiceAccount may be this agent. Without a list, an agent is its ServiceAccount."""
-        if not self.allowed_agents:
-            return agent == service_account
-        return any(
-            allowed.name == agent and (allowed.service_account or allowed.name) == service_account
-            for allowed in self.allowed_agents
-        )
+        """True if a pod of this ServiceAccount may be this agent."""
+        return is_admitted(self.allowed_agents, agent, service_account)
 
     def to_json(self) -> str:
         """The policy as one line of JSON; equal policies give equal texts."""

@@ -8,7 +8,7 @@ from engram_contract.resource import BadSpec
 from engram_contract.selector import LabelSelector
 from engram_contract.spec_cluster import ClusterSpec, ExternalShard, Provider, ShardOverride, ShardSpec
 from engram_contract.spec_parts import CacheProvider, SecretKeyRef, SecretRef
-from engram_contract.spec_tenant import ClusterRef, ReclaimPolicy, TenantSpec
+from engram_contract.spec_tenant import ClusterRef, ReclaimPolicy, SidecarUpgrade, TenantSpec
 
 __all__ = [
     "BadSpec",
@@ -23,5 +23,6 @@ __all__ = [
     "SecretRef",
     "ShardOverride",
     "ShardSpec",
+    "SidecarUpgrade",
     "TenantSpec",
 ]

@@ -4,19 +4,20 @@ Promises: a TenantSpec keeps every rule that the CRD keeps without looking at th
 `check_change` keeps those that look at it. Pure; standard library only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Final
 
 from engram_contract.kinds import Bytes, Duration, Items, Text, Whole
 from engram_contract.names import TENANT_KIND
-from engram_contract.parse import Choice, Section
+from engram_contract.parse import Choice
 from engram_contract.policy import (
+    ALLOWED_AGENTS,
     AUDITED_DUTIES,
     DAY_S,
     HTTP_URL,
     LABEL,
-    MAX_AGENTS,
     MAX_DIMENSIONS,
     PLAN_QUOTAS,
     Agent,
@@ -29,6 +30,7 @@ from engram_contract.policy import (
     Quota,
     strictest,
 )
+from engram_contract.resilience import Resilience
 from engram_contract.resource import BadSpec, read_resource
 from engram_contract.shardmap import DEFAULT_RESIDENCY, RESIDENCY
 from engram_contract.spec_parts import TIB, SecretKeyRef
@@ -57,7 +59,7 @@ class QuotaSpec:
     """What differs from the plan's quota; None is the plan's number."""
 
     memories: Annotated[int | None, Whole(1, 1_000_000_000)] = None
-    storage_bytes: Annotated[int, Bytes(MEGABYTE, 64 * TIB)] = 1_000 * MEGABYTE
+    storage_bytes: Annotated[int | None, Bytes(MEGABYTE, 64 * TIB)] = None
     requests_per_second: Annotated[int | None, Whole(1, 100_000)] = None
 
 
@@ -88,7 +90,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
-    """What happens to pods of the tenant that should have a sidecar and have none."""
+    """What happens to pods of the tenant that have no sidecar and should, or one that serves by something old."""
 
     enabled: bool = True
     restart: bool = False
@@ -96,6 +98,20 @@ class Watchdog:
     def __post_init__(self) -> None:
         if self.restart and not self.enabled:
             raise BadSpec("restart", "needs enabled: who does not look cannot restart")
+
+
+class SidecarUpgrade(StrEnum):
+    """When a running pod gets a newer sidecar."""
+
+    ON_RECREATE = "OnRecreate"
+    IN_PLACE = "InPlace"
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarSpec:
+    """How the tenant's sidecars are kept."""
+
+    upgrade: SidecarUpgrade = SidecarUpgrade.ON_RECREATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +128,13 @@ class TenantSpec:
     encryption: Encryption = field(default_factory=Encryption)
     audit: Audit = field(default_factory=Audit)
     compliance: Annotated[tuple[Framework, ...], Items(Choice(Framework), len(Framework), key="")] = ()
-    allowed_agents: Annotated[tuple[Agent, ...], Items(Section(Agent), MAX_AGENTS, key="name")] = ()
+    allowed_agents: Annotated[tuple[Agent, ...], ALLOWED_AGENTS] = ()
     residency: Annotated[str, RESIDENCY] = DEFAULT_RESIDENCY
     embedding: Embedding | None = None
     reclaim_policy: ReclaimPolicy = ReclaimPolicy.RETAIN
     watchdog: Watchdog = field(default_factory=Watchdog)
+    sidecar: SidecarSpec = field(default_factory=SidecarSpec)
+    resilience: Resilience = field(default_factory=Resilience)
 
     @classmethod
     def from_resource(cls, body: object) -> "TenantSpec":
@@ -132,12 +150,15 @@ class TenantSpec:
         if self.cluster_ref.namespace is None:
             object.__setattr__(self, "cluster_ref", replace(self.cluster_ref, namespace=self.namespace))
 
-    def policy(self) -> Policy:
-        """What the tenant's sidecars must know, with every default resolved."""
-        planned = PLAN_QUOTAS[self.plan]
+    def policy(self, plans: Mapping[Plan, Quota] = PLAN_QUOTAS, generation: int = 0, created_s: int = 0) -> Policy:
+        """What the tenant's sidecars must know, with every default resolved.
+
+        `generation` and `created_s` (Unix seconds) are the resource's.
+        """
+        planned = plans[self.plan]
         quota = Quota(
             memories=self.quota.memories or planned.memories,
-            storage_bytes=self.quota.storage_bytes,
+            storage_bytes=self.quota.storage_bytes or planned.storage_bytes,
             requests_per_second=self.quota.requests_per_second or planned.requests_per_second,
         )
         model = self.embedding
@@ -155,6 +176,9 @@ class TenantSpec:
             allowed_agents=self.allowed_agents,
             residency=self.residency,
             embedder=Embedder(model.url, model.model, model.dimensions) if model else None,
+            generation=generation,
+            created_s=created_s,
+            resilience=self.resilience,
         )
 
     def check_change(self, old: "TenantSpec") -> None:

@@ -15,10 +15,11 @@ from typing import Any, Final
 from engram_contract.names import CLUSTER_KIND, TENANT_KIND
 from engram_operator.admin import Probes, serving_probes
 from engram_operator.certificates import CertificateKeeper, PublicationWatch
+from engram_operator.claims import Claims
 from engram_operator.clients.kube import CRDS, Kube, connected, fetch_access
 from engram_operator.clients.leases import Leases
 from engram_operator.controller import Controller
-from engram_operator.errors import ApiError, ApiNotFound
+from engram_operator.errors import ApiError
 from engram_operator.events import Recorder
 from engram_operator.hearing import Hearing
 from engram_operator.leadership import Leadership
@@ -26,8 +27,10 @@ from engram_operator.life import boot_clock, until_one_ends
 from engram_operator.metrics import OperatorMetrics
 from engram_operator.plan.hearing import Watched
 from engram_operator.plan.readiness import OUR_CRDS, OperatorSeen, crd_fault, liveness_fault, operator_fault
+from engram_operator.podlook import PodLook
 from engram_operator.reconcile.cluster import ClusterReconciler
 from engram_operator.reconcile.tenant import TenantReconciler
+from engram_operator.reconcile.watchdog import Watchdog
 from engram_operator.settings import OperatorSettings
 from engram_operator.triggers import WATCHED, Triggers
 from engram_operator.watching import run_watches
@@ -60,10 +63,7 @@ class CrdWatch:
             await asyncio.sleep(LOOK_S)
 
     async def _fault(self, name: str) -> str | None:
-        try:
-            return crd_fault(name, await self._kube.fetch(CRDS, None, name))
-        except ApiNotFound:
-            return crd_fault(name, None)
+        return crd_fault(name, await self._kube.find(CRDS, None, name))
 
 
 class Runtime:
@@ -77,11 +77,13 @@ class Runtime:
         pod_name = settings.identity.pod_name
         recorder = Recorder(kube, time.time, pod_name, self._check, metrics.count_event_dropped)
         clusters = ClusterReconciler(kube, leadership, settings.site, recorder, metrics)
-        tenants = TenantReconciler(kube, leadership)
+        watchdog = Watchdog(kube, leadership, settings.injection, recorder, metrics)
+        tenants = TenantReconciler(kube, leadership, recorder, watchdog, settings.terms)
         self._queue = WorkQueue(boot_clock)
         reconcilers = {CLUSTER_KIND: clusters.reconcile, TENANT_KIND: tenants.reconcile}
         self._controller = Controller(self._queue, reconcilers, self._check, metrics, boot_clock)
         self._triggers = Triggers(self._queue.add)
+        self._pod_look = PodLook(kube, self._triggers.look_at, Claims(kube, recorder, metrics, time.time))
         self.hearing = Hearing(kube, WATCHED, self._triggers.miss, boot_clock)
         for watched, proof in self.hearing.proofs.items():
             metrics.show_watch_age(str(watched), proof.age_s)
@@ -91,7 +93,12 @@ class Runtime:
         await self._leadership.led.wait()
         access = partial(fetch_access, self._kubeconfig)
         await until_one_ends(
-            [run_watches(WATCHED, access, self._hear), self.hearing.run(), self._controller.run(WORKERS)]
+            [
+                run_watches(WATCHED, access, self._hear),
+                self.hearing.run(),
+                self._pod_look.run(),
+                self._controller.run(WORKERS),
+            ]
         )
 
     def _hear(self, watched: Watched, event: str | None, manifest: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from engram_operator.clients.kube import SECRETS, WEBHOOK_CONFIGS, Kube, Manifes
 from engram_operator.errors import ApiError, ApiNotFound, BadCertificate, LostLease
 from engram_operator.leadership import Leadership, Term
 from engram_operator.metrics import OperatorMetrics
-from engram_operator.plan.certificates import Step, Stored, plan_certificates
+from engram_operator.plan.certificates import DAY_S, LIFETIMES, Lifetimes, Step, Stored, plan_certificates
 from engram_operator.plan.publication import plan_publication
 from engram_operator.settings import Webhook
 
@@ -46,6 +46,8 @@ class CertificateKeeper:
         self._wall_clock = wall_clock
         self._metrics = metrics
         self.trouble: str | None = "the certificate was not looked at yet"
+        self._not_after_s = 0.0
+        metrics.show_certificate_days_left(self._days_left)
 
     async def run(self, leadership: Leadership) -> None:
         """A round every ROUND_S while we lead; sooner after we became the leader."""
@@ -69,16 +71,18 @@ class CertificateKeeper:
     async def round(self, term: Term) -> None:
         """One step, if one is due, and what it means for the webhook configuration. Raises ApiError, LostLease."""
         config = await self._kube.fetch(WEBHOOK_CONFIGS, None, self._webhook.config_name)
-        secret = await self._fetch_secret()
+        secret = await self._kube.find(SECRETS, self._namespace, self._webhook.tls_secret)
         data, stored = _read(secret)
         published = _published(config)
         now_s = self._wall_clock()
-        step = plan_certificates(stored, x509.fingerprints(published), self._webhook.dns_names, now_s)
+        names, lifetimes = self._webhook.dns_names, self._webhook.lifetimes
+        step = plan_certificates(stored, x509.fingerprints(published), names, now_s, lifetimes)
         if step is not Step.KEEP:
-            data = changed_certificates(step, data, published, self._webhook.dns_names, now_s)
+            data = changed_certificates(step, data, published, names, now_s, lifetimes)
             await self._write_secret(term, secret, data)
             log.info("certificates changed", extra={"step": step.value, "secret": self._webhook.tls_secret})
-        self._metrics.set_certificate_expiry(x509.read_served(data).not_after_s)
+        self._not_after_s = x509.read_served(data).not_after_s
+        self._metrics.set_certificate_expiry(self._not_after_s)
         operations = plan_publication(config, data[x509.BUNDLE_KEY])
         if operations:
             left_s = term.check()
@@ -86,11 +90,9 @@ class CertificateKeeper:
             await self._kube.patch(WEBHOOK_CONFIGS, name, operations, FIELD_MANAGER, timeout_s=left_s)
             log.info("CA bundle published", extra={"webhook_config": name})
 
-    async def _fetch_secret(self) -> Manifest | None:
-        try:
-            return await self._kube.fetch(SECRETS, self._namespace, self._webhook.tls_secret)
-        except ApiNotFound:
-            return None
+    def _days_left(self) -> float:
+        """Of the certificate that was seen last; 0 before the first."""
+        return (self._not_after_s - self._wall_clock()) / DAY_S if self._not_after_s else 0.0
 
     async def _write_secret(self, term: Term, secret: Manifest | None, data: Mapping[str, bytes]) -> None:
         """Creates or changes the Secret, over the version that was read."""
@@ -172,26 +174,32 @@ def _client_config(webhook: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def changed_certificates(
-    step: Step, data: Mapping[str, bytes], published: bytes, dns_names: tuple[str, ...], now_s: float
+    step: Step,
+    data: Mapping[str, bytes],
+    published: bytes,
+    dns_names: tuple[str, ...],
+    now_s: float,
+    lifetimes: Lifetimes = LIFETIMES,
 ) -> dict[str, bytes]:
     """The Secret's data after a step."""
     if step is Step.KEEP:
         return dict(data)
     if step is Step.START_OVER:
         # Injectors go on with what they have until they read the new one: what was published stays beside it.
-        ca = x509.make_ca(now_s)
+        ca = x509.make_ca(now_s, lifetimes)
         bundle = x509.joined((ca.certificate, *x509.still_valid(published, now_s)))
-        return {**_serving(ca, dns_names, now_s), x509.BUNDLE_KEY: bundle, x509.CA_KEY_KEY: ca.key}
+        serving = _serving(ca, dns_names, now_s, lifetimes)
+        return {**serving, x509.BUNDLE_KEY: bundle, x509.CA_KEY_KEY: ca.key}
     own = x509.still_valid(data[x509.BUNDLE_KEY], now_s)
     if step is Step.ROTATE_CA:
-        ca = x509.make_ca(now_s)
+        ca = x509.make_ca(now_s, lifetimes)
         return {**data, x509.BUNDLE_KEY: x509.joined((ca.certificate, *own)), x509.CA_KEY_KEY: ca.key}
     if step is Step.PRUNE:
         return {**data, x509.BUNDLE_KEY: own[0]}
     ca = x509.KeyPair(own[0], data[x509.CA_KEY_KEY])
-    return {**data, **_serving(ca, dns_names, now_s)}
+    return {**data, **_serving(ca, dns_names, now_s, lifetimes)}
 
 
-def _serving(ca: x509.KeyPair, dns_names: tuple[str, ...], now_s: float) -> dict[str, bytes]:
-    pair = x509.make_serving(ca, dns_names, now_s)
+def _serving(ca: x509.KeyPair, dns_names: tuple[str, ...], now_s: float, lifetimes: Lifetimes) -> dict[str, bytes]:
+    pair = x509.make_serving(ca, dns_names, now_s, lifetimes)
     return {x509.CERT_KEY: pair.certificate, x509.KEY_KEY: pair.key}

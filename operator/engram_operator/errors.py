@@ -7,6 +7,10 @@ OperatorError
 ├── StaleEpoch            somebody published a newer map: read it and plan anew
 ├── FenceBusy             writers hold the tenant's lock: try again
 ├── BadDsn                the user must mend a Secret
+├── StatementRefused      tell the user: the server will not do it, however often it is asked
+├── DatabaseMissing       make it, or say that there is nothing in it
+├── KeyUnreadable         never make a new one over it: tell the user
+├── CacheUnreachable      go on without: a cache costs speed, nothing else
 ├── NameTaken             an object of this name is somebody else's: tell the user, never touch it
 ├── BadSettings           the process cannot start: mend the named variable
 ├── PortTaken             the process cannot start: choose another port
@@ -14,11 +18,13 @@ OperatorError
 ├── DeafWatch             end the process: a new one lists and watches anew
 ├── BadCertificate        the stored certificates are of no use: make new ones
 ├── BadReview             400: what came is no AdmissionReview
+├── BadAnnotation         the pod starts without a memory, and its maker is told which annotation to mend
 ├── TooBusy               503: there is no memory for one more review
 └── ApiError              the API server; at the next round all of them are tried again, and the log says which it was
     ├── ApiUnavailable    no answer, or not now: try again
     ├── ApiNotFound       the object is not there: create it, or say that it is missing
     ├── ApiConflict       somebody else wrote it: read again
+    ├── ApiHeld           a disruption budget keeps the pod: say so, and ask again later
     └── ApiRefused        the request is not allowed or not valid: tell the user
 """
 
@@ -49,6 +55,22 @@ class FenceBusy(OperatorError):
 
 class BadDsn(OperatorError):
     """The Secret of an External shard holds no DSN that can be used. The message never repeats it."""
+
+
+class StatementRefused(OperatorError):
+    """The server does not carry out a statement of ours; the message has its SQLSTATE and its reason."""
+
+
+class DatabaseMissing(OperatorError):
+    """The server has no such database."""
+
+
+class KeyUnreadable(OperatorError):
+    """A wrapped key does not open: another cluster's key, or damage. The message holds neither."""
+
+
+class CacheUnreachable(OperatorError):
+    """No answer from Redis, or a refusal."""
 
 
 class NameTaken(OperatorError):
@@ -83,6 +105,14 @@ class BadReview(OperatorError):
     """The body is no AdmissionReview of admission.k8s.io/v1."""
 
 
+class BadAnnotation(OperatorError):
+    """An annotation of a pod asks for what its sidecar cannot have; the message names it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"annotation {name}: {reason}")
+        self.name = name
+
+
 class TooBusy(OperatorError):
     """The reviews under way take all the memory that they may."""
 
@@ -103,6 +133,10 @@ class ApiNotFound(ApiError):
 
 class ApiConflict(ApiError):
     """The object is not any more what the request took it for, or it is already there."""
+
+
+class ApiHeld(ApiError):
+    """A PodDisruptionBudget does not let the pod go now."""
 
 
 class ApiRefused(ApiError):

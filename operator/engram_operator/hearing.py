@@ -78,7 +78,7 @@ class WatchProof:
             return None
         places = sorted(self._unheard)
         extra = {"resource": str(self.watched), "objects": len(places), "some": places[:NAMED]}
-        log.warning("unheard by the watch; reconciled all the same", extra=extra)
+        log.warning("unheard by the watch; seen to all the same", extra=extra)
         for place in places:
             self._enqueue(self.watched, place)
         return deaf_fault(self.watched, self._unheard, asked_s)

@@ -1,7 +1,9 @@
 """What the injector adds to a pod: one native sidecar, its volume, and the address of the memory for everybody else.
 
-    pod, tenant, sidecar --find_obstacle--> why not, in words for whoever made the pod
-                         --build_patch-->   operations of RFC 6902, none if the pod has it all
+    pod, sidecar         --find_obstacle--> why not, in words for whoever made the pod
+    pod, tenant, sidecar --build_patch-->   operations of RFC 6902, none if the pod has it all
+
+The sidecar is the installation's, tuned by the pod's annotations (tuning.py).
 
 Promises
 1. The patch adds; of what is there it changes only what an earlier injection put there.
@@ -20,25 +22,43 @@ from typing import Any, Final
 from engram_contract.names import (
     ADMIN_PORT,
     ADMIN_PORT_NAME,
+    AGENT_LABEL,
     CONFIG_DIR,
     CONFIG_VOLUME,
     CREDENTIALS_FILE,
+    ENV_ADMIN_PORT,
+    ENV_AGENT,
     ENV_CONFIG_DIR,
+    ENV_DRAIN_S,
     ENV_HOST,
+    ENV_HTTP_PORT,
+    ENV_LOG_LEVEL,
+    ENV_POD_NAME,
+    ENV_POD_UID,
+    ENV_SERVICE_ACCOUNT,
     ENV_URL,
     HTTP_PORT,
     INJECTED_LABEL,
+    KEYS_FILE,
     MAP_FILE,
     POLICY_FILE,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
     tenant_objects,
 )
+from engram_operator.errors import BadAnnotation
+from engram_operator.tuning import Tuning
 
 Manifest = Mapping[str, Any]
 Operation = dict[str, Any]
 
-SIDECAR_URL: Final = f"http://127.0.0.1:{HTTP_PORT}"
+# Who the pod is, as the sidecar tells it to whoever asks: fields of the pod, which no agent can choose for itself.
+IDENTITY: Final = {
+    ENV_AGENT: f"metadata.labels['{AGENT_LABEL}']",
+    ENV_SERVICE_ACCOUNT: "spec.serviceAccountName",
+    ENV_POD_NAME: "metadata.name",
+    ENV_POD_UID: "metadata.uid",
+}
 SIDECAR_USER: Final = 65_532  # "nonroot" of the usual base images
 READABLE: Final = 0o444  # by any user: the sidecar's is not the volume's owner, and the app may need its own fsGroup
 STARTUP_TRIES: Final = 120  # seconds: as long as a tenant's Secret may take to come, and longer than any image pull
@@ -55,24 +75,21 @@ class Sidecar:
     resources: Manifest
 
 
-def build_container(sidecar: Sidecar) -> dict[str, Any]:
+def build_container(sidecar: Sidecar, tuning: Tuning) -> dict[str, Any]:
     """The sidecar: an init container that goes on running, so the app starts when its memory is there."""
+    port = tuning.admin_port
     return {
         "name": SIDECAR_CONTAINER,
         "image": sidecar.image,
         "imagePullPolicy": sidecar.pull_policy,
         "restartPolicy": "Always",
-        "env": [
-            {"name": ENV_CONFIG_DIR, "value": CONFIG_DIR},
-            # Probes and metrics are asked from outside the pod; the interface itself stays on loopback.
-            {"name": ENV_HOST, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
-        ],
-        "ports": [{"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"}],
-        "startupProbe": _probe("/readyz", period_s=1, tries=STARTUP_TRIES),
+        "env": _sidecar_environment(tuning),
+        "ports": [{"name": ADMIN_PORT_NAME, "containerPort": port, "protocol": "TCP"}],
+        "startupProbe": _probe("/readyz", port, period_s=1, tries=STARTUP_TRIES),
         # Lax: a stall is no reason for a restart, which would only drop warm connections and caches.
-        "livenessProbe": _probe("/healthz", period_s=10, tries=6, timeout_s=5),
-        "readinessProbe": _probe("/readyz", period_s=2, tries=2),
-        "resources": dict(sidecar.resources),
+        "livenessProbe": _probe("/healthz", port, period_s=10, tries=6, timeout_s=5),
+        "readinessProbe": _probe("/readyz", port, period_s=2, tries=2),
+        "resources": dict(tuning.resources),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": SIDECAR_USER,
@@ -86,9 +103,30 @@ def build_container(sidecar: Sidecar) -> dict[str, Any]:
     }
 
 
-def _probe(path: str, *, period_s: int, tries: int, timeout_s: int = 1) -> dict[str, Any]:
+def _sidecar_environment(tuning: Tuning) -> list[dict[str, Any]]:
+    """What the sidecar is told; what it is not told has the sidecar's own default."""
+    tuned = {
+        ENV_HTTP_PORT: str(tuning.http_port) if tuning.http_port != HTTP_PORT else "",
+        ENV_ADMIN_PORT: str(tuning.admin_port) if tuning.admin_port != ADMIN_PORT else "",
+        ENV_LOG_LEVEL: tuning.log_level,
+        ENV_DRAIN_S: "" if tuning.drain_s is None else str(tuning.drain_s),
+    }
+    return [
+        {"name": ENV_CONFIG_DIR, "value": CONFIG_DIR},
+        # Probes and metrics are asked from outside the pod; the interface itself stays on loopback.
+        _field(ENV_HOST, "status.podIP"),
+        *(_field(name, path) for name, path in IDENTITY.items()),
+        *({"name": name, "value": value} for name, value in tuned.items() if value),
+    ]
+
+
+def _field(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+
+
+def _probe(path: str, port: int, *, period_s: int, tries: int, timeout_s: int = 1) -> dict[str, Any]:
     return {
-        "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
+        "httpGet": {"path": path, "port": port, "scheme": "HTTP"},
         "periodSeconds": period_s,
         "failureThreshold": tries,
         "timeoutSeconds": timeout_s,
@@ -108,6 +146,9 @@ def _volume_of(name: str) -> dict[str, Any]:
             "sources": [
                 {"secret": {"name": name, "items": _items(CREDENTIALS_FILE)}},
                 {"configMap": {"name": name, "items": _items(MAP_FILE, POLICY_FILE)}},
+                # A source of its own: only a tenant with encryption has keys, and a key that is missing fails the whole
+                # mount unless its source is optional, which the credentials must not be.
+                {"secret": {"name": name, "items": _items(KEYS_FILE), "optional": True}},
             ],
         },
     }
@@ -123,9 +164,13 @@ def sidecar_hash(container: Manifest, volume: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARS]
 
 
-def find_obstacle(pod: Manifest) -> str | None:
+def find_obstacle(pod: Manifest, sidecar: Sidecar) -> str | None:
     """Why this pod cannot have the sidecar, in words for whoever made it; None if it can."""
     spec = pod.get("spec") or {}
+    try:
+        tuning = _tuning(pod, sidecar)
+    except BadAnnotation as bad:
+        return str(bad)
     if MIRROR_ANNOTATION in _annotations(pod):
         return "a static pod cannot use the tenant's Secret; run the agent as a Deployment"
     for field in ("hostNetwork", "hostPID", "shareProcessNamespace"):
@@ -136,28 +181,37 @@ def find_obstacle(pod: Manifest) -> str | None:
     if any((spec.get("resources") or {}).values()):
         # Their rules compare sums over all containers; a mistake of ours would have the whole pod refused.
         return "resources of the pod as a whole (spec.resources) leave the sidecar no room; give them to its containers"
-    return next(_conflicts(pod, spec), None)
+    return next(_conflicts(pod, spec, tuning), None)
 
 
-def _conflicts(pod: Manifest, spec: Manifest) -> Iterator[str]:
+def _tuning(pod: Manifest, sidecar: Sidecar) -> Tuning:
+    return Tuning.from_annotations(_annotations(pod), sidecar.resources)
+
+
+def _conflicts(pod: Manifest, spec: Manifest, tuning: Tuning) -> Iterator[str]:
     """Names, ports and mounts of the pod's own that are the sidecar's."""
     has_ours = _has_ours(pod, spec)
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in spec.get(kind) or ():
-            if has_ours and kind == "initContainers" and _is_sidecar(container):
+            if has_ours and kind == "initContainers" and is_sidecar(container):
                 continue
             if container.get("name") == SIDECAR_CONTAINER:
                 yield f"a container of yours has the sidecar's name {SIDECAR_CONTAINER}; rename it"
-            yield from _container_conflicts(container)
+            yield from _port_conflicts(container, tuning)
+            yield from _mount_conflicts(container)
     if not has_ours and _position(spec.get("volumes"), CONFIG_VOLUME) is not None:
         yield f"a volume of yours has the sidecar's name {CONFIG_VOLUME}; rename it"
 
 
-def _container_conflicts(container: Manifest) -> Iterator[str]:
+def _port_conflicts(container: Manifest, tuning: Tuning) -> Iterator[str]:
     for port in container.get("ports") or ():
-        if port.get("containerPort") in (HTTP_PORT, ADMIN_PORT) or port.get("name") == ADMIN_PORT_NAME:
-            shown = port.get("containerPort") if port.get("name") != ADMIN_PORT_NAME else ADMIN_PORT_NAME
+        is_named = port.get("name") == ADMIN_PORT_NAME
+        if is_named or port.get("containerPort") in (tuning.http_port, tuning.admin_port):
+            shown = ADMIN_PORT_NAME if is_named else port.get("containerPort")
             yield f"container {container.get('name')} declares port {shown}, which the sidecar needs; choose another"
+
+
+def _mount_conflicts(container: Manifest) -> Iterator[str]:
     for kind, field in (("volumeMounts", "mounts"), ("volumeDevices", "uses")):
         if _position(container.get(kind), CONFIG_VOLUME) is not None:
             yield (
@@ -173,7 +227,7 @@ def _has_ours(pod: Manifest, spec: Manifest) -> bool:
         SIDECAR_HASH_ANNOTATION in _annotations(pod)
         and len(volumes) == 1
         and _is_volume(volumes[0])
-        and any(_is_sidecar(container) for container in spec.get("initContainers") or ())
+        and any(is_sidecar(container) for container in spec.get("initContainers") or ())
     )
 
 
@@ -186,7 +240,7 @@ def _is_volume(volume: Manifest) -> bool:
     return str(name).startswith(tenant_objects("")) and volume == _volume_of(name)
 
 
-def _is_sidecar(container: Manifest) -> bool:
+def is_sidecar(container: Manifest) -> bool:
     """Whether this init container is a sidecar of ours, of whatever version."""
     mount = {"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": True}
     return (
@@ -198,30 +252,49 @@ def _is_sidecar(container: Manifest) -> bool:
 
 def build_patch(pod: Manifest, tenant: str, sidecar: Sidecar) -> tuple[Operation, ...]:
     """The operations that give the pod its sidecar. The pod has no obstacle; none if it has everything."""
-    container, volume = build_container(sidecar), build_volume(tenant)
+    tuning = _tuning(pod, sidecar)
+    container, volume = build_container(sidecar, tuning), build_volume(tenant)
     digest = sidecar_hash(container, volume)
     is_current = _annotations(pod).get(SIDECAR_HASH_ANNOTATION) == digest
     spec = pod.get("spec") or {}
     return (
-        *_environment(spec),  # first: the sidecar's own insertion moves the init containers
+        *_environment(spec, sidecar_url(tuning.http_port)),  # first: the sidecar's insertion moves the init containers
         *_placed(spec, "volumes", volume, is_current=is_current),
         *_placed(spec, "initContainers", container, is_current=is_current),
         *_marks(pod, digest),
     )
 
 
-def _environment(spec: Manifest) -> Iterator[Operation]:
-    """The memory's address for each container that has none of its own."""
-    variable = {"name": ENV_URL, "value": SIDECAR_URL}
+def sidecar_url(http_port: int | str) -> str:
+    """Where the containers beside a sidecar find it."""
+    return f"http://127.0.0.1:{http_port}"
+
+
+def _environment(spec: Manifest, url: str) -> Iterator[Operation]:
+    """The memory's address for each container that has none of its own; one that an earlier injection gave follows."""
+    variable, earlier = {"name": ENV_URL, "value": url}, {"name": ENV_URL, "value": _earlier_url(spec)}
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(kind) or ()):
             if container.get("name") == SIDECAR_CONTAINER:
                 continue
             place, env = f"/spec/{kind}/{index}/env", container.get("env")
+            position = _position(env, ENV_URL)
             if not env:
                 yield _add(place, [variable])
-            elif all(each.get("name") != ENV_URL for each in env):
+            elif position is None:
                 yield _add(f"{place}/-", variable)
+            elif env[position] == earlier != variable:
+                yield {"op": "replace", "path": f"{place}/{position}", "value": variable}
+
+
+def _earlier_url(spec: Manifest) -> str:
+    """The address of the sidecar that is in the pod already; empty if there is none."""
+    for container in spec.get("initContainers") or ():
+        if is_sidecar(container):
+            env = container.get("env") or ()
+            told = (each.get("value") for each in env if each.get("name") == ENV_HTTP_PORT)
+            return sidecar_url(next(told, None) or HTTP_PORT)
+    return ""
 
 
 def _placed(spec: Manifest, kind: str, thing: Manifest, *, is_current: bool) -> Iterator[Operation]:

@@ -9,56 +9,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
 
 from engram_operator.admin import Probes, serving_probes
-from engram_operator.admission import is_label
-from engram_operator.clients.kube import MEMORY_TENANTS, Kube, connected
-from engram_operator.errors import ApiError, ApiNotFound
+from engram_operator.clients.kube import connected, fetch_access
 from engram_operator.life import boot_clock, until_one_ends
 from engram_operator.metrics import InjectorMetrics
 from engram_operator.plan.readiness import InjectorSeen, injector_fault
 from engram_operator.settings import InjectorSettings
+from engram_operator.tenants import Tenants
 from engram_operator.tls import ServedCertificate
 from engram_operator.webhook import Webhook, serving_webhook
 
-LOOKUP_TIMEOUT_S: Final = 2.0  # the webhook has 5 s; the rest is for handshake, queue and the way back
-LOOK_S: Final = 10.0
-
 log = logging.getLogger(__name__)
-
-
-class Tenants:
-    """The MemoryTenants, asked for at each review. `fault` says why they cannot be, None once they could."""
-
-    def __init__(self, kube: Kube) -> None:
-        self._kube = kube
-        self.fault: str | None = "MemoryTenants were not listed yet"
-
-    async def candidates(self, namespace: str, wanted: str) -> tuple[str, ...]:
-        """The tenant `wanted` if it exists; without a name the namespace's, two at most. Raises ApiError."""
-        if not wanted:
-            found = await self._kube.fetch_some(MEMORY_TENANTS, namespace, limit=2, timeout_s=LOOKUP_TIMEOUT_S)
-            return tuple(str(each["metadata"]["name"]) for each in found)
-        if not is_label(wanted):
-            return ()
-        try:
-            await self._kube.fetch(MEMORY_TENANTS, namespace, wanted, timeout_s=LOOKUP_TIMEOUT_S)
-        except ApiNotFound:
-            return ()
-        return (wanted,)
-
-    async def run(self) -> None:
-        """Lists until it worked once: the CRD is there, and we may read it."""
-        while self.fault:
-            try:
-                await self._kube.fetch_some(MEMORY_TENANTS, None, limit=1)
-                self.fault = None
-            except ApiError as error:
-                self.fault = f"MemoryTenants cannot be listed: {error}"
-                log.warning("tenants not listed", extra={"reason": str(error)})
-                await asyncio.sleep(LOOK_S)
-        await asyncio.Event().wait()
 
 
 @dataclass(slots=True)
@@ -78,7 +41,7 @@ async def run_injector(
     identity = settings.identity
     async with connected(kubeconfig, metrics.count_request, boot_clock) as kube:
         certificate = ServedCertificate(kube, identity.namespace, settings.tls_secret, time.time, metrics)
-        tenants = Tenants(kube)
+        tenants = Tenants(kube, partial(fetch_access, kubeconfig), metrics, boot_clock)
         probes = Probes(lambda: None, _readiness(certificate, tenants, stop), metrics.render)
         webhook = Webhook(tenants, settings.sidecar, metrics, time.monotonic)
         async with serving_probes(probes, identity.admin_port) as ports.admin:

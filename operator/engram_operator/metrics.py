@@ -1,4 +1,7 @@
-"""Every metric of the control plane, declared once. Labels are verbs, codes and outcomes, never a name of an object."""
+"""Every metric of the control plane, declared once.
+
+Labels are verbs, codes and outcomes, and no names of objects: but that of a namespace whose pods no status can name.
+"""
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 REVIEW_RESULTS: Final = ("injected", "unchanged", "warned", "bad", "error")
+LOOKUP_SOURCES: Final = ("memory", "api")
+LookupSource = Literal["memory", "api"]
 ReviewResult = Literal["injected", "unchanged", "warned", "bad", "error"]
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
 _BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -48,6 +53,11 @@ class OperatorMetrics(ApiMetrics):
             "When the injector's certificate ends, in seconds since 1970; 0 until this process has seen one as leader.",
             registry=self.registry,
         )
+        self._days_left = Gauge(
+            "engram_operator_certificate_days_left",
+            "Days until the injector's certificate ends; 0 until this process has seen one as leader.",
+            registry=self.registry,
+        )
 
         self._depth = Gauge(
             "engram_operator_queue_depth", "Keys that are due and not yet taken.", registry=self.registry
@@ -83,6 +93,53 @@ class OperatorMetrics(ApiMetrics):
             registry=self.registry,
         )
 
+        self._pods = Gauge(
+            "engram_pods",
+            "Agents' pods of all tenants: injected have a sidecar, missed should and have none, outdated have an older"
+            " one, old_config one that serves by something else than what is published, silent one that does not tell"
+            " by what it serves; none while this process follows.",
+            ("state",),
+            registry=self.registry,
+        )
+        self._unclaimed = Gauge(
+            "engram_unclaimed_pods",
+            "Pods that ask for a memory and of which it is not clear whose they are, by namespace, of 100 namespaces at"
+            " most; none while this process follows.",
+            ("pod_namespace",),
+            registry=self.registry,
+        )
+        self._evictions = Counter(
+            "engram_sidecar_evictions",
+            "Pods without a sidecar, or with an old configuration, that were evicted.",
+            registry=self.registry,
+        )
+        self._upgrades = Counter(
+            "engram_sidecar_upgrades", "Sidecars that were given a newer image in place.", registry=self.registry
+        )
+
+    def set_pods(self, tenants: Iterable[Mapping[str, int]]) -> None:
+        """The pods of every tenant, each a map of state to their number."""
+        counts = Counts[str]()
+        for each in tenants:
+            counts.update(each)
+        self._pods.clear()
+        for state, count in counts.items():
+            self._pods.labels(state).set(count)
+
+    def set_unclaimed(self, namespaces: Mapping[str, int]) -> None:
+        """The number of pods of nobody, by their namespace."""
+        self._unclaimed.clear()
+        for namespace, count in namespaces.items():
+            self._unclaimed.labels(namespace).set(count)
+
+    def count_eviction(self) -> None:
+        """Counts one pod that was evicted."""
+        self._evictions.inc()
+
+    def count_upgrade(self) -> None:
+        """Counts one sidecar that got a newer image."""
+        self._upgrades.inc()
+
     def set_clusters(self, conditions: Iterable[Mapping[str, str]]) -> None:
         """The conditions of every cluster, each a map of type to status."""
         counts = Counts((kind, status) for each in conditions for kind, status in each.items())
@@ -111,6 +168,10 @@ class OperatorMetrics(ApiMetrics):
         """Counts one Event that was not written."""
         self._events_dropped.inc()
 
+    def show_certificate_days_left(self, days_left: Callable[[], float]) -> None:
+        """From now on each scrape asks for the days."""
+        self._days_left.set_function(days_left)
+
     def set_certificate_expiry(self, not_after_s: float) -> None:
         """When the certificate in the Secret ends (Unix seconds)."""
         self._expiry.set(not_after_s)
@@ -135,16 +196,46 @@ class InjectorMetrics(ApiMetrics):
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
+        self._lookups = Counter(
+            "engram_injector_lookups",
+            "Tenants that reviews looked up, by source: memory, or a call where that does not know or is not proved.",
+            ("source",),
+            registry=self.registry,
+        )
+        for source in LOOKUP_SOURCES:
+            self._lookups.labels(source)
+        self._proved = Gauge(
+            "engram_injector_tenants_proved",
+            "1 while what this process remembers of MemoryTenants is proved, else 0: then reviews ask the API server.",
+            registry=self.registry,
+        )
         self._expiry = Gauge(
             "engram_injector_certificate_expiry_seconds",
             "When the certificate that is served ends, in seconds since 1970; 0 before the first.",
             registry=self.registry,
         )
+        self._days_left = Gauge(
+            "engram_injector_certificate_days_left",
+            "Days until the certificate that is served ends; 0 before the first.",
+            registry=self.registry,
+        )
+
+    def count_lookup(self, source: LookupSource) -> None:
+        """Counts one tenant that was looked up."""
+        self._lookups.labels(source).inc()
+
+    def show_tenants_proved(self, is_proved: Callable[[], bool]) -> None:
+        """From now on each scrape asks whether memory is proved."""
+        self._proved.set_function(is_proved)
 
     def observe_review(self, result: ReviewResult, seconds: float) -> None:
         """Counts one review."""
         self._reviews.labels(result).inc()
         self._duration.observe(seconds)
+
+    def show_certificate_days_left(self, days_left: Callable[[], float]) -> None:
+        """From now on each scrape asks for the days."""
+        self._days_left.set_function(days_left)
 
     def set_certificate_expiry(self, not_after_s: float) -> None:
         """When the certificate that is served ends (Unix seconds)."""

@@ -10,9 +10,13 @@ from engram_contract.kinds import LABEL_PATTERN, SUBDOMAIN_PATTERN
 from engram_contract.names import (
     CONTROL_ADMIN_PORT,
     ENV_ADMIN_PORT,
+    ENV_CERTIFICATE_S,
+    ENV_FILE_GRACE_S,
+    ENV_INJECTOR,
     ENV_LEASE,
     ENV_NAMESPACE,
     ENV_OPERATOR_LABELS,
+    ENV_PLANS,
     ENV_POD_NAME,
     ENV_POSTGRES_IMAGE,
     ENV_PULL_POLICY,
@@ -27,10 +31,15 @@ from engram_contract.names import (
     ENV_WEBHOOK_SERVICE,
     WEBHOOK_PORT,
 )
+from engram_contract.parse import RESOURCE, Refused, parse
+from engram_contract.policy import PLAN_QUOTAS, Plan, Quota
 from engram_contract.quantities import bytes_of, millicores_of
+from engram_contract.spec_tenant import QuotaSpec
 from engram_operator.errors import BadSettings
 from engram_operator.injection import Sidecar
 from engram_operator.manifests.site import Site
+from engram_operator.manifests.terms import FILE_GRACE_S, USUAL, Terms
+from engram_operator.plan.certificates import LIFETIMES, SERVING_S, SHORTEST_SERVING_S, Lifetimes
 
 HIGHEST_PORT: Final = 65_535
 AMOUNTS: Final = {"cpu": millicores_of, "memory": bytes_of, "ephemeral-storage": bytes_of}
@@ -64,16 +73,28 @@ class Webhook:
     tls_secret: str
     config_name: str
     dns_names: tuple[str, ...]
+    lifetimes: Lifetimes = LIFETIMES
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """What the operator must know of the injector: its Deployment, and the sidecar that it puts into pods."""
+
+    namespace: str
+    deployment: str
+    sidecar: Sidecar
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorSettings:
-    """How one operator runs. Without a webhook the injector is disabled, and there is nothing to keep for it."""
+    """How one operator runs. Without an injector there is no webhook and nothing to keep for it."""
 
     identity: Identity
     lease_name: str
     webhook: Webhook | None
     site: Site
+    terms: Terms = USUAL
+    injection: Injection | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "OperatorSettings":
@@ -84,6 +105,8 @@ class OperatorSettings:
             lease_name=_name(environ, ENV_LEASE, SUBDOMAIN_PATTERN),
             webhook=_webhook(environ, identity.namespace) if environ.get(ENV_WEBHOOK_CONFIG) else None,
             site=_site(environ, identity.namespace),
+            terms=Terms(_plans(environ), float(_whole(environ, ENV_FILE_GRACE_S, FILE_GRACE_S))),
+            injection=_injection(environ, identity.namespace) if environ.get(ENV_INJECTOR) else None,
         )
 
 
@@ -104,11 +127,7 @@ class InjectorSettings:
         return cls(
             identity=Identity.from_env(environ),
             tls_secret=_name(environ, ENV_TLS_SECRET, SUBDOMAIN_PATTERN),
-            sidecar=Sidecar(
-                image=_text(environ, ENV_SIDECAR_IMAGE),
-                pull_policy=_pull_policy(environ, ENV_SIDECAR_PULL_POLICY),
-                resources=_resources(environ),
-            ),
+            sidecar=_sidecar(environ),
             webhook_port=_port(environ, ENV_WEBHOOK_PORT, WEBHOOK_PORT),
         )
 
@@ -119,6 +138,29 @@ def _webhook(environ: Mapping[str, str], namespace: str) -> Webhook:
         tls_secret=_name(environ, ENV_TLS_SECRET, SUBDOMAIN_PATTERN),
         config_name=_name(environ, ENV_WEBHOOK_CONFIG, SUBDOMAIN_PATTERN),
         dns_names=(f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"),
+        lifetimes=_lifetimes(environ),
+    )
+
+
+def _lifetimes(environ: Mapping[str, str]) -> Lifetimes:
+    text = environ.get(ENV_CERTIFICATE_S) or str(int(SERVING_S))
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(int(SERVING_S)))
+    if not (is_number and SHORTEST_SERVING_S <= int(text) <= SERVING_S):
+        bounds = f"{SHORTEST_SERVING_S:.0f} to {SERVING_S:.0f}"
+        raise BadSettings(f"{ENV_CERTIFICATE_S} must be whole seconds, {bounds}, not {text[:20]!r}")
+    return Lifetimes.of_serving(float(text))
+
+
+def _injection(environ: Mapping[str, str], namespace: str) -> Injection:
+    return Injection(namespace, _name(environ, ENV_INJECTOR, SUBDOMAIN_PATTERN), _sidecar(environ))
+
+
+def _sidecar(environ: Mapping[str, str]) -> Sidecar:
+    """The sidecar of this installation: the injector makes it, the operator judges by it."""
+    return Sidecar(
+        image=_text(environ, ENV_SIDECAR_IMAGE),
+        pull_policy=_pull_policy(environ, ENV_SIDECAR_PULL_POLICY),
+        resources=_resources(environ),
     )
 
 
@@ -134,6 +176,40 @@ def _site(environ: Mapping[str, str], namespace: str) -> Site:
         image_pull_policy=_pull_policy(environ, ENV_PULL_POLICY),
         image_pull_secrets=tuple(_words(environ, ENV_PULL_SECRETS)),
     )
+
+
+def _plans(environ: Mapping[str, str]) -> Mapping[Plan, Quota]:
+    """The quotas of each plan: those of the environment, the usual ones where it names none."""
+    try:
+        given = json.loads(environ.get(ENV_PLANS) or "{}")
+        if not isinstance(given, dict) or not given.keys() <= {plan.value for plan in Plan}:
+            raise BadSettings(f"{ENV_PLANS} must be an object with {', '.join(plan.value for plan in Plan)}")
+        return {plan: _quota(plan, given.get(plan.value)) for plan in Plan}
+    except ValueError as error:
+        raise BadSettings(f"{ENV_PLANS}: {error}") from error
+
+
+def _quota(plan: Plan, given: object) -> Quota:
+    """Raises ValueError with the path of the member that is wrong."""
+    usual = PLAN_QUOTAS[plan]
+    if given is None:
+        return usual
+    try:
+        own = parse(QuotaSpec, given, RESOURCE)
+    except Refused as refused:
+        raise refused.under(plan.value) from None
+    return Quota(
+        memories=own.memories or usual.memories,
+        storage_bytes=own.storage_bytes or usual.storage_bytes,
+        requests_per_second=own.requests_per_second or usual.requests_per_second,
+    )
+
+
+def _whole(environ: Mapping[str, str], name: str, default: float) -> int:
+    text = environ.get(name) or f"{default:.0f}"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):  # noqa: PLR2004  thirty years
+        raise BadSettings(f"{name} must be a whole number of seconds, not {text[:20]!r}")
+    return int(text)
 
 
 def _words(environ: Mapping[str, str], name: str) -> list[str]:

@@ -11,15 +11,13 @@ import logging
 import os
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from engram_operator.clients import x509
 from engram_operator.clients.kube import SECRETS, Kube
 from engram_operator.errors import ApiError, BadCertificate
 from engram_operator.metrics import InjectorMetrics
-
-if TYPE_CHECKING:
-    from engram_operator.plan.certificates import Certificate
+from engram_operator.plan.certificates import DAY_S, Certificate
 
 READ_S: Final = 10.0
 
@@ -66,6 +64,11 @@ class ServedCertificate:
         self._trouble = ""
         self.context = server_context()
         self.loaded: Certificate | None = None
+        metrics.show_certificate_days_left(self._days_left)
+
+    def _days_left(self) -> float:
+        """Of the certificate that is served; 0 before the first."""
+        return (self.loaded.not_after_s - self._wall_clock()) / DAY_S if self.loaded else 0.0
 
     def fault(self) -> str | None:
         """Why nobody would trust this server now; None if they would."""

@@ -88,6 +88,11 @@ class Triggers:
         for each in (key,) if key is not None else self._clusters_in(place[0]):
             self._enqueue(each)
 
+    def look_at(self, namespace: str) -> None:
+        """Enqueues the tenants of a namespace in which pods came or went."""
+        for tenant in sorted((key for key in self._tenants if key.namespace == namespace), key=lambda key: key.name):
+            self._enqueue(tenant)
+
     def _neighbours(self, watched: Watched, event: str | None, key: Key, manifest: Json) -> Iterable[Key]:
         """A cluster concerns its tenants, and a tenant its cluster."""
         if watched == MEMORY_CLUSTERS:

@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
-from engram_contract.names import WEBHOOK_PATH
-from engram_operator.admission import Review, Verdict, judge
+from engram_contract.names import NAMESPACE_WEBHOOK_PATH, WEBHOOK_PATH
+from engram_operator.admission import Candidate, Review, Verdict, judge
 from engram_operator.errors import ApiError, BadReview, TooBusy
 from engram_operator.injection import Sidecar
 from engram_operator.intake import Intake, parsed_bytes
@@ -27,7 +27,7 @@ from engram_operator.metrics import InjectorMetrics, ReviewResult
 
 # A pod is at most 1.5 MiB in etcd, as JSON up to twice that. The review of a creation holds no old one beside it.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-# Of the chart's 256 MiB: the process takes 50, and the buffers of TLS and HTTP below the reviews as much again.
+# Of the chart's 256 MiB: the process takes 80, and the buffers of TLS and HTTP below the reviews as much again.
 MEMORY_BYTES: Final = 48 * 1024 * 1024
 READ_TIMEOUT_S: Final = 5.0  # the webhook's own timeout
 IDLE_TIMEOUT_S: Final = 120.0  # longer than an API server's 90 s: the one who asks must be the first to close
@@ -45,12 +45,12 @@ protocol_log.setLevel(logging.CRITICAL)
 class TenantLookup(Protocol):
     """Where a pod's tenant is looked up."""
 
-    async def candidates(self, namespace: str, wanted: str) -> tuple[str, ...]:
+    async def candidates(self, namespace: str, wanted: str) -> tuple[Candidate, ...]:
         """The tenant `wanted` if it exists; without a name the namespace's, two at most. Raises ApiError."""
 
 
 class Webhook:
-    """The one route. `clock` gives monotonic seconds."""
+    """Both routes, which differ in who asked for the memory. `clock` gives monotonic seconds."""
 
     def __init__(
         self, tenants: TenantLookup, sidecar: Sidecar, metrics: InjectorMetrics, clock: Callable[[], float]
@@ -81,7 +81,7 @@ class Webhook:
             if body is None:
                 return "bad", _error(413, TOO_LARGE)
             with self.intake.judging(parsed_bytes(body)):
-                review = Review.from_json(body)
+                review = Review.from_json(body, is_namespace_wide=request.path == NAMESPACE_WEBHOOK_PATH)
                 del body
                 result, verdict = await self._judged(review)
                 return result, web.Response(body=verdict.to_json(review.uid), content_type="application/json")
@@ -114,7 +114,7 @@ class Webhook:
 
 def _find_refusal(request: web.BaseRequest) -> web.Response | None:
     """The answer to what need not be read to be refused; None for what may be a review."""
-    if request.path != WEBHOOK_PATH:
+    if request.path not in (WEBHOOK_PATH, NAMESPACE_WEBHOOK_PATH):
         return _error(404, "no such route")
     if request.method != "POST":
         return _error(405, "a review is a POST")

@@ -10,6 +10,7 @@ import uvloop
 
 from engram_sidecar.app import serving
 from engram_sidecar.errors import BadConfig, PortTaken
+from engram_sidecar.logs import log_lines
 from engram_sidecar.settings import Settings
 
 
@@ -25,9 +26,10 @@ async def _serve(settings: Settings) -> None:
 
 def main() -> int:
     """The exit status: 0 after an orderly end, 1 if it cannot start."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        uvloop.run(_serve(Settings.from_env(os.environ)))
+        settings = Settings.from_env(os.environ)
+        log_lines(sys.stderr, settings.log_level)
+        uvloop.run(_serve(settings))
     except (BadConfig, PortTaken) as error:
         sys.stderr.write(f"engram-sidecar: {error}\n")
         return 1

@@ -1,40 +1,47 @@
 """Composition root of the data plane: configuration to a serving sidecar, and its orderly end.
 
-Start: read the folder, build store, map, pipeline and interface, listen. End (drain): not ready any more, no new
-connection, running requests finish within `drain_timeout_s`, pools close. Nothing here is global: several sidecars
-may run in one process.
+Start: read the folder, build store, pipeline and interface, watch the folder, listen. End (drain): not ready any
+more, no new connection, running requests finish within `drain_timeout_s`, the audit is written, pools close. Nothing
+here is global: several sidecars may run in one process.
 """
 
 import asyncio
-import errno
-import json
 import logging
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Final
 
 from aiohttp import web
 
-from engram_contract.names import CREDENTIALS_FILE, MAP_FILE, POLICY_FILE
-from engram_contract.policy import BadPolicy, Limits, Policy
-from engram_contract.shardmap import BadMap, ShardMap
+from engram_contract.policy import Limits
+from engram_contract.slots import MemoryId
 from engram_sidecar import metrics as metrics_room
 from engram_sidecar.api import Api
-from engram_sidecar.errors import BadConfig, PortTaken
+from engram_sidecar.audit import Subject, Trail
+from engram_sidecar.config import FILES, Config, InForce, read_config, watch
+from engram_sidecar.errors import SealBroken
+from engram_sidecar.guard import Guard
+from engram_sidecar.intake import Intake
+from engram_sidecar.lag import watch_lag
+from engram_sidecar.ledger import Ledger
+from engram_sidecar.listening import Port, listen
 from engram_sidecar.pipeline import Pipeline, World
+from engram_sidecar.presence import Presence
+from engram_sidecar.problems import to_problem
+from engram_sidecar.resealing import Resealer
 from engram_sidecar.routing import primary
+from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
-from engram_sidecar.store import Credentials, Store, is_bundle
-from engram_sidecar.topology import Topology
+from engram_sidecar.store import Store
 
 log = logging.getLogger(__name__)
-# The server would log each malformed request with its address, keys and all; handlers log their own failures.
-protocol_log = logging.getLogger("engram_sidecar.protocol")
-protocol_log.setLevel(logging.CRITICAL)
+RESTART_S: Final = 5.0
+MAX_CONNECTIONS: Final = 1_024  # of the interface: a client's pool has a hundred
+MAX_PROBES: Final = 64  # of the port for probes and metrics, which the pod's network reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,129 +52,98 @@ class Sidecar:
     admin_port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What the configuration folder holds."""
-
-    shard_map: ShardMap
-    policy: Policy
-    credentials: Credentials
-
-
-def read_config(folder: Path) -> Config:
-    """The files of a configuration folder. Raises BadConfig that names the file and the reason."""
-    try:
-        shard_map = ShardMap.from_json(_read(folder / MAP_FILE))
-        policy = Policy.from_json(_read(folder / POLICY_FILE))
-        credentials = _parse_credentials(_read(folder / CREDENTIALS_FILE))
-    except BadMap as error:
-        reason = f"{folder / MAP_FILE}: {error}"
-        raise BadConfig(reason) from error
-    except BadPolicy as error:
-        reason = f"{folder / POLICY_FILE}: {error}"
-        raise BadConfig(reason) from error
-    if credentials.role != shard_map.tenant:
-        reason = f"{folder / CREDENTIALS_FILE}: the role {credentials.role} is not the map's tenant {shard_map.tenant}"
-        raise BadConfig(reason)
-    return Config(shard_map, policy, credentials)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = f"{path}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}"
-        raise BadConfig(reason) from error
-
-
-def _parse_credentials(text: str) -> Credentials:
-    try:
-        document = json.loads(text)
-        role, passwords, trusted = document["role"], document["passwords"], document.get("ca", "")
-        is_good = isinstance(role, str) and passwords and all(isinstance(text, str) for text in (*passwords, trusted))
-    except (ValueError, TypeError, KeyError) as error:
-        reason = f'{CREDENTIALS_FILE}: must be {{"role": ..., "passwords": [...]}}'
-        raise BadConfig(reason) from error
-    if not is_good:
-        reason = f"{CREDENTIALS_FILE}: needs a role and at least one password, all strings"
-        raise BadConfig(reason)
-    if trusted and not is_bundle(trusted):
-        raise BadConfig(f"{CREDENTIALS_FILE}: ca holds no certificates in PEM")
-    return Credentials(role, tuple(passwords), trusted)
-
-
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     """A sidecar that serves until the block is left, and then drains. Raises BadConfig, PortTaken."""
     config = read_config(settings.config_dir)
     store = Store(config.credentials)
-    topology = Topology(config.shard_map, lambda new: store.forget(primary(shard) for shard in new.shards))
-    limits = Limits()
-    world = World(time.time, time.monotonic, os.urandom)
-    pipeline = Pipeline(store, topology, config.policy, limits, world, settings.request_timeout_s)
-    metrics = metrics_room.Metrics(store.connection_count, lambda: topology.current.epoch)
-    api = Api(pipeline, limits, metrics, time.monotonic, settings.body_timeout_s)
-    admin = Admin(metrics)
+    in_force = InForce(config, settings.identity, lambda: store.is_locked_out)
+    metrics = metrics_room.Metrics(store.connection_count, lambda: in_force.config.shard_map.epoch)
+    limits, world = Limits(), World(time.time, time.monotonic, os.urandom)
+    guard = Guard(store, lambda: in_force.config.policy.resilience, metrics.count_retry, metrics.count_shed)
+    metrics.watch_nodes(guard.breakers, guard.waiting_writes, guard.waiting_requests)
+    _follow(in_force, store, guard, metrics)
+    trail = Trail(in_force, store, settings, metrics, time.time)
+    vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
+    pipeline = Pipeline(guard, in_force, vault, limits, world, settings.request_timeout_s)
+    resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
+    ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
+    intake = Intake(limits, settings.body_timeout_s, time.monotonic)
+    api = Api(pipeline, ledger, intake, in_force, metrics, trail)
+    admin = Admin(metrics, in_force)
     runners: list[web.ServerRunner] = []
-    watcher = asyncio.create_task(topology.watch(settings.config_dir / MAP_FILE))
+    presence = Presence(in_force, store, settings, metrics)
+    loops = (
+        partial(watch, settings.config_dir, in_force),
+        presence.run,
+        trail.run,
+        resealer.run,
+        partial(watch_lag, metrics.observe_lag),
+    )
+    tasks = [asyncio.create_task(_kept_running(loop)) for loop in loops]
     try:
-        http_port = await _listen(runners, api.handle, settings.host, settings.http_port, settings.drain_timeout_s)
-        admin_port = await _listen(runners, admin.handle, settings.admin_host, settings.admin_port, 1.0)
+        port = Port(settings.host, settings.http_port, MAX_CONNECTIONS, settings.drain_timeout_s)
+        http_port = await listen(runners, api.handle, port, metrics.count_refused)
+        probes = Port(settings.admin_host, settings.admin_port, MAX_PROBES, 1.0)
+        admin_port = await listen(runners, admin.handle, probes, metrics.count_refused)
         admin.is_ready = True
         yield Sidecar(http_port, admin_port)
     finally:
         admin.is_ready = False
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
         for runner in runners:
             await runner.cleanup()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await trail.close()
+        await guard.close()
         await store.close()
 
 
-async def _listen(
-    runners: list[web.ServerRunner],
-    handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    host: str,
-    port: int,
-    drain_timeout_s: float,
-) -> int:
-    """The port that is listened on, after adding the runner to `runners`. Raises PortTaken."""
-    runner = web.ServerRunner(
-        web.Server(handle, access_log=None, logger=protocol_log), shutdown_timeout=drain_timeout_s
-    )
-    await runner.setup()
-    runners.append(runner)
-    try:
-        await web.TCPSite(runner, host, port).start()
-        chosen: int = runner.addresses[0][1]
-        if host == "127.0.0.1" and _has_ipv6_loopback():
-            await web.TCPSite(runner, "::1", chosen).start()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(host, port) from error
-        raise
-    return chosen
+def _note_refusal(metrics: metrics_room.Metrics, trail: Trail, memory_id: MemoryId, refusal: Refusal) -> None:
+    """What is stored was not opened. That it is not what was sealed is a matter of security, so the audit has it."""
+    reason = refusal.reason if isinstance(refusal, SealBroken) else "key"
+    metrics.count_seal_refused(reason)
+    log.error("an encrypted memory was not opened", extra={"memory": str(memory_id), "reason": str(refusal)})
+    trail.record("unseal", to_problem(refusal).status, Subject(memory=memory_id, details={"reason": reason}))
 
 
-def _has_ipv6_loopback() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
+async def _kept_running(loop: Callable[[], Awaitable[None]]) -> None:
+    """Runs a loop until it ends or is cancelled; a fault of ours in it is logged, and it starts over."""
+    while True:
+        try:
+            return await loop()
+        except Exception:
+            log.exception("a loop of the sidecar failed and starts over")
+            await asyncio.sleep(RESTART_S)
+
+
+def _follow(in_force: InForce, store: Store, guard: Guard, metrics: metrics_room.Metrics) -> None:
+    """Store, guard and metrics go along with the configuration."""
+
+    def take(config: Config) -> None:
+        store.adopt(config.credentials)
+        places = {primary(shard) for shard in config.shard_map.shards}
+        store.forget(places)
+        guard.forget(places)
+        metrics.show_config(config.generations)
+
+    in_force.subscribe(take)
+    metrics.show_config(in_force.config.generations)
+    for file in FILES:
+        metrics.watch_faults(file.removesuffix(".json"), partial(in_force.faults.__contains__, file))
 
 
 class Admin:
     """Probes and metrics, apart from the interface: a kubelet and a scraper reach them, an agent need not."""
 
-    def __init__(self, metrics: metrics_room.Metrics) -> None:
+    def __init__(self, metrics: metrics_room.Metrics, in_force: InForce) -> None:
         self._metrics = metrics
+        self._in_force = in_force
         self.is_ready = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """`/healthz`: the loop runs. `/readyz`: requests are answered.
+        """`/healthz`: the loop runs. `/readyz`: requests are answered, as the policy admits this pod.
 
         Neither asks a shard: a dead shard is no reason to restart.
         """
@@ -175,9 +151,16 @@ class Admin:
             case "/healthz":
                 return web.json_response({"status": "healthy"})
             case "/readyz":
-                status = "ready" if self.is_ready else "draining"
-                return web.json_response({"status": status}, status=200 if self.is_ready else 503)
+                return self._readiness()
             case "/metrics":
                 return web.Response(body=self._metrics.render(), headers={"Content-Type": metrics_room.CONTENT_TYPE})
             case _:
                 return web.json_response({"status": "no such route"}, status=404)
+
+    def _readiness(self) -> web.Response:
+        refusal = self._in_force.refusal
+        if not self.is_ready:
+            return web.json_response({"status": "draining"}, status=503)
+        if refusal is not None:
+            return web.json_response({"status": "agent not allowed", "reason": str(refusal)}, status=503)
+        return web.json_response({"status": "ready"})

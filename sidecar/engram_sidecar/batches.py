@@ -9,8 +9,8 @@ from engram_sidecar import wire
 from engram_sidecar.errors import BadRequest, Flaw, SidecarError, TooLarge, Unprocessable, pointer
 from engram_sidecar.etags import write_conditions
 from engram_sidecar.problems import to_problem
-from engram_sidecar.records import Conditions, Delete, Draft, Get, Patch, Put
-from engram_sidecar.writes import Operation, Outcome
+from engram_sidecar.records import Conditions, Delete, Draft, Get, Operation, Patch, Put
+from engram_sidecar.writes import Outcome
 
 _KINDS: Final = ("create", "put", "get", "patch", "delete")
 _ADDRESS: Final = ("id", "user", "namespace", "key")

@@ -6,11 +6,18 @@ SidecarError
 ├── BadRequest           400: the request's form is wrong, mend the caller
 ├── Unprocessable        422: members are wrong, each named
 ├── TooLarge             413: send less
+├── AgentNotAllowed      403: the policy does not admit this pod
 ├── NotFound             404
 ├── PreconditionFailed   412: read again, then decide
 ├── FailedDependency     424: another operation of the batch failed on the same shard, so this one did not happen
 ├── ShardReadOnly        409: this memory takes no change until its shard is Active again
 ├── ShardUnavailable     503: try again later
+├── KeyMissing           503: give the sidecar the key that the memory was encrypted with
+├── SealBroken           500: the stored memory is not what was stored; somebody must look at the shard
+├── QuotaExceeded        507: remove memories, or ask for a larger quota
+├── NodeRefused          503: the node answered, and will not do it; repeating it at once is of no use
+├── BreakerOpen          503: the node failed again and again and is left alone; nobody was asked
+├── Shed                 503: too many wait already; nobody was asked
 ├── OutcomeUnknown       503: the write may have happened; read before trying again
 ├── DeadlineExceeded     504: the time was over before an answer
 └── SlotMoved            never leaves the pipeline: read the map anew and ask the new owner
@@ -69,6 +76,15 @@ class TooLarge(SidecarError):
         self.limit = limit
 
 
+class AgentNotAllowed(SidecarError):
+    """The tenant's policy does not let a pod of this ServiceAccount be this agent."""
+
+    def __init__(self, agent: str, service_account: str) -> None:
+        super().__init__(f"the tenant does not allow agent {agent} in a pod of the ServiceAccount {service_account}")
+        self.agent = agent
+        self.service_account = service_account
+
+
 class NotFound(SidecarError):
     """No such memory, or none any more."""
 
@@ -89,6 +105,37 @@ class ShardReadOnly(SidecarError):
         self.shard = shard
 
 
+class QuotaExceeded(SidecarError):
+    """The write would exceed the tenant's quota: `what` is "memories" or "bytes", of which `limit` are allowed.
+
+    `life` is what the shard has loans addressed to.
+    """
+
+    def __init__(self, shard: str, what: str, limit: int, life: str = "") -> None:
+        super().__init__(f"the tenant's quota of {limit} {what} is used up")
+        self.shard = shard
+        self.what = what
+        self.limit = limit
+        self.life = life
+
+
+class KeyMissing(SidecarError):
+    """The keyring has not the key that data was encrypted with; `version` None: there is no keyring to encrypt with."""
+
+    def __init__(self, version: int | None) -> None:
+        which = "no key to encrypt with" if version is None else f"no key of version {version}"
+        super().__init__(f"the tenant's keyring has {which}")
+        self.version = version
+
+
+class SealBroken(SidecarError):
+    """Encrypted data is not what was sealed for its place: `reason` is "authentication", "truncated" or "scheme"."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"what is stored was not sealed for this memory, or was changed since ({reason})")
+        self.reason = reason
+
+
 class ShardUnavailable(SidecarError):
     """The memory's shard does not answer. `reason` is short and holds no secret."""
 
@@ -97,6 +144,18 @@ class ShardUnavailable(SidecarError):
         self.shard = shard
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class NodeRefused(ShardUnavailable):
+    """The node answers, and does not do what it is asked: a login that is locked, a query that it cannot run."""
+
+
+class BreakerOpen(ShardUnavailable):
+    """The breaker of the node is open: it is tried again in `retry_after_s`."""
+
+
+class Shed(ShardUnavailable):
+    """The queue in front of the node is full."""
 
 
 class OutcomeUnknown(ShardUnavailable):

@@ -4,12 +4,16 @@ A filter is `{field: condition}`, all of which must hold. Fields are importance,
 user, agent, session, key, and value, which takes `{name: condition}` for members of the memory's JSON value; a name
 that begins with `/` is a JSON pointer (RFC 6901) into it, digits in it an array index. A condition is a scalar
 (equal) or an object of operators. Types never mix: 9 is neither "9" nor true, `ne` holds where the member is missing
-or of another type, the others do not. jsonpath in strict mode gives exactly that: a mismatch is `unknown`. Pure.
+or of another type, the others do not. jsonpath in strict mode gives exactly that: a mismatch is `unknown`.
+
+The value of an encrypted memory is nothing to the store: there the predicate covers the other fields, and judging.py
+judges the conditions on the value. Pure.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -34,19 +38,62 @@ _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UT
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
 
 
+# A member's name, or an array's index.
+Steps = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition on the member of the value that the steps lead to; of `in` the operand is a tuple."""
+
+    steps: Steps
+    operator: str
+    operand: object
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A parsed filter: `path` covers all of it, `fields_path` what is not of the value, `conditions` what is.
+
+    Paths are jsonpath predicates, None where there is nothing to judge; their variables are JSON text. Those of the
+    fields hold no word of a condition on the value.
+    """
+
+    path: str | None = None
+    fields_path: str | None = None
+    variables: str = "{}"
+    fields_variables: str = "{}"
+    conditions: tuple[Condition, ...] = ()
+
+
+NO_FILTER: Final = Filter()
+
+
 class _Builder:
     """Gathers predicates and their variables."""
 
     def __init__(self) -> None:
         self.predicates: list[str] = []
         self.variables: dict[str, object] = {}
+        self.conditions: list[Condition] = []
+        self.of_fields: list[str] = []
+        self.fields_variables: dict[str, object] = {}
 
     def variable(self, value: object) -> str:
         name = f"v{len(self.variables)}"
         self.variables[name] = value
         return f"${name}"
 
-    def add(self, target: str, operator: str, operand: object) -> None:
+    def add(self, target: str, steps: Steps | None, operator: str, operand: object) -> None:
+        begin = len(self.variables)
+        self._add(target, operator, operand)
+        if steps is None:
+            self.of_fields.append(self.predicates[-1])
+            self.fields_variables.update(list(self.variables.items())[begin:])
+        else:
+            self.conditions.append(Condition(steps, operator, tuple(operand) if isinstance(operand, list) else operand))
+
+    def _add(self, target: str, operator: str, operand: object) -> None:
         if operator == "ne":
             equal = f"{target} == {self.variable(operand)}"
             self.predicates.append(f"(!({equal}) || ({equal}) is unknown)")
@@ -58,23 +105,32 @@ class _Builder:
             self.predicates.append(f"({target} {_SIGNS[operator]} {self.variable(operand)})")
 
 
-def parse_filter(document: object, place: str = "/filter") -> tuple[str | None, str]:
-    """The jsonpath predicate (None for an empty filter) and its variables as JSON text. Raises Unprocessable."""
+def parse_filter(document: object, place: str = "/filter") -> Filter:
+    """The filter of a document. Raises Unprocessable."""
     if not isinstance(document, dict):
         raise Unprocessable(Flaw(place, "must be an object of conditions"))
     builder = _Builder()
-    for target, kind, condition, where in _conditions(document, place):
+    for target, steps, condition, where in _conditions(document, place):
+        kind = "any" if steps is not None else FIELD_KINDS[target.removeprefix("$.")]
         for operator, operand in _operands(condition, kind, where):
-            builder.add(target, operator, operand)
+            builder.add(target, steps, operator, operand)
             if len(builder.predicates) > MAX_CONDITIONS:
                 raise Unprocessable(Flaw(place, f"at most {MAX_CONDITIONS} conditions"))
-    if not builder.predicates:
-        return None, "{}"
-    return "strict " + " && ".join(builder.predicates), json.dumps(builder.variables, ensure_ascii=False)
+    return Filter(
+        _path(builder.predicates),
+        _path(builder.of_fields),
+        json.dumps(builder.variables, ensure_ascii=False),
+        json.dumps(builder.fields_variables, ensure_ascii=False),
+        tuple(builder.conditions),
+    )
 
 
-def _conditions(document: dict[str, object], place: str) -> Iterator[tuple[str, str, object, str]]:
-    """(jsonpath of the member, its kind, condition, pointer) for each member that is asked about."""
+def _path(predicates: list[str]) -> str | None:
+    return "strict " + " && ".join(predicates) if predicates else None
+
+
+def _conditions(document: dict[str, object], place: str) -> Iterator[tuple[str, Steps | None, object, str]]:
+    """(its jsonpath, its steps within the value, condition, pointer) of each member that is asked about."""
     for field, condition in document.items():
         where = pointer(place, field)
         if field not in _FIELDS:
@@ -84,17 +140,22 @@ def _conditions(document: dict[str, object], place: str) -> Iterator[tuple[str, 
                 raise Unprocessable(Flaw(where, "must be an object: member of the value -> condition"))
             for name, inner in condition.items():
                 inside = pointer(where, name)
-                yield "$.value" + _steps(name, inside), "any", inner, inside
+                steps = _steps(name, inside)
+                yield "$.value" + "".join(map(_step_path, steps)), steps, inner, inside
         else:
-            yield f"$.{field}", FIELD_KINDS[field], condition, where
+            yield f"$.{field}", None, condition, where
 
 
-def _steps(name: str, where: str) -> str:
+def _step_path(step: str | int) -> str:
+    return f"[{step}]" if isinstance(step, int) else "." + json.dumps(step, ensure_ascii=False)
+
+
+def _steps(name: str, where: str) -> Steps:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise Unprocessable(Flaw(where[:100], f"is a name of more than {MAX_NAME_BYTES} bytes"))
     if not name.startswith("/"):
-        return "." + json.dumps(name, ensure_ascii=False)
-    steps: list[str] = []
+        return (name,)
+    steps: list[str | int] = []
     tokens = name[1:].split("/")
     if len(tokens) > MAX_STEPS:
         raise Unprocessable(Flaw(where, f"is a JSON pointer of more than {MAX_STEPS} steps"))
@@ -102,8 +163,8 @@ def _steps(name: str, where: str) -> str:
         if re.search(r"~(?![01])", token):
             raise Unprocessable(Flaw(where, "is not a JSON pointer: ~ stands only in ~0 and ~1"))
         plain = token.replace("~1", "/").replace("~0", "~")
-        steps.append(f"[{plain}]" if _INDEX.fullmatch(plain) else "." + json.dumps(plain, ensure_ascii=False))
-    return "".join(steps)
+        steps.append(int(plain) if _INDEX.fullmatch(plain) else plain)
+    return tuple(steps)
 
 
 def _operands(condition: object, kind: str, where: str) -> Iterator[tuple[str, object]]:

@@ -17,8 +17,11 @@ from typing import Final, TypeVar
 from engram_contract.shardmap import Shard, ShardMap, ShardState
 from engram_sidecar import ranking, routing
 from engram_sidecar.errors import ShardUnavailable, SlotMoved
+from engram_sidecar.filters import Filter
+from engram_sidecar.reading import Reading
 from engram_sidecar.records import Cursor, Found, Hit, Selection, ShardFailure
-from engram_sidecar.store import Place, Store, to_memory
+from engram_sidecar.sealing import Sealer, Vault
+from engram_sidecar.store import Asks, Place, Row
 
 SIZE_CACHE_S: Final = 30.0  # how many memories there are moves the order of hits little
 ANSWER_BYTES: Final = 8 << 20  # of contents and values from one shard; the memory that fills it is the last
@@ -48,8 +51,9 @@ class Counted:
 class Finder:
     """Lists and searches the shards of a map. Keeps the sizes that it was told for a while."""
 
-    def __init__(self, store: Store, monotonic_s: Callable[[], float], timeout_s: float) -> None:
+    def __init__(self, store: Asks, vault: Vault, monotonic_s: Callable[[], float], timeout_s: float) -> None:
         self._store = store
+        self._vault = vault
         self._monotonic_s = monotonic_s
         self._timeout_s = timeout_s
         self._sizes: dict[str, Size] = {}
@@ -58,29 +62,28 @@ class Finder:
         """The newest memories of a selection, below the cursor. Raises SlotMoved, ShardUnavailable."""
         bounds = (None, None) if after is None else (after.created, after.id)
 
-        async def ask(place: Place) -> list[Hit]:
-            rows = await self._store.read(
-                place,
-                "list_memories",
-                *_selected(selection),
-                *bounds,
-                max(limit + 1, MIN_SHARD_LIMIT),
-                ANSWER_BYTES,
-                shard_map.epoch,
-                timeout_s=self._timeout_s,
-            )
-            return [Hit(to_memory(row), place.shard, is_cut=row["is_cut"]) for row in rows]
+        sealer, wanted = self._vault.sealer, max(limit + 1, MIN_SHARD_LIMIT)
 
-        hits, failures = await _scatter(routing.shards_to_search(shard_map, selection), ask)
+        async def ask(place: Place) -> list[Hit]:
+            async def page(rows: int, last: Hit | None) -> Sequence[Row]:
+                begin = bounds if last is None else (last.memory.created, last.memory.id.uuid)
+                return await self._store.read(
+                    place, "list_memories", *_selected(selection, sealer), *begin, rows, ANSWER_BYTES, shard_map.epoch,
+                    timeout_s=self._timeout_s,
+                )  # fmt: skip
+
+            return await Reading(place, sealer, selection, self._monotonic_s, self._timeout_s).pages(wanted, page)
+
+        hits, failures = await scatter(routing.shards_to_search(shard_map, selection), ask)
         page = ranking.merge_newest(hits, limit)
         is_more = len(hits) > len(page) or any(hit.is_cut for hit in page)
         last = page[-1].memory if is_more else None
-        return Found(page, failures, None if last is None else Cursor(last.created, str(last.id.uuid)))
+        return _found(page, failures, None if last is None else Cursor(last.created, str(last.id.uuid)))
 
     async def search(self, lexemes: Sequence[str], selection: Selection, limit: int, shard_map: ShardMap) -> Found:
         """The best memories of a selection for these lexemes. Raises SlotMoved, ShardUnavailable."""
         shards = routing.shards_to_search(shard_map, selection)
-        counted, lost = await _scatter(shards, lambda place: self._count(place, lexemes, shard_map.epoch))
+        counted, lost = await scatter(shards, lambda place: self._count(place, lexemes, shard_map.epoch))
         frequencies: Counter[str] = Counter(dict.fromkeys(lexemes, 0))
         for one in counted:
             frequencies.update(one.frequencies)
@@ -90,28 +93,32 @@ class Finder:
         if not ranked.finders:
             return Found((), lost, legs=LEGS)
 
+        sealer, wanted = self._vault.sealer, max(limit, MIN_SHARD_LIMIT)
+
         async def ask(place: Place) -> list[Hit]:
-            rows = await self._store.read(
-                place,
-                "search_memories",
-                " | ".join(f"'{lexeme}'" for lexeme in ranked.finders),
-                [f"'{lexeme}'" for lexeme in ranked.weights],
-                list(ranked.weights.values()),
-                mean_terms,
-                ranking.MAX_CANDIDATES,
-                *_selected(selection),
-                max(limit, MIN_SHARD_LIMIT),
-                ANSWER_BYTES,
-                shard_map.epoch,
-                timeout_s=self._timeout_s,
-            )
-            return [Hit(to_memory(row), place.shard, min(max(row["score"], 0.0), 1.0), row["is_cut"]) for row in rows]
+            async def best(rows: int) -> Sequence[Row]:
+                return await self._store.read(
+                    place,
+                    "search_memories",
+                    " | ".join(f"'{lexeme}'" for lexeme in ranked.finders),
+                    [f"'{lexeme}'" for lexeme in ranked.weights],
+                    list(ranked.weights.values()),
+                    mean_terms,
+                    ranking.MAX_CANDIDATES,
+                    *_selected(selection, sealer),
+                    rows,
+                    ANSWER_BYTES,
+                    shard_map.epoch,
+                    timeout_s=self._timeout_s,
+                )
+
+            return await Reading(place, sealer, selection, self._monotonic_s, self._timeout_s).best(wanted, best)
 
         names = {failure.shard for failure in lost}
-        hits, failures = await _scatter([shard for shard in shards if shard.id not in names], ask)
-        best = ranking.merge_best(hits, limit)
-        is_truncated = len(best) < limit and any(hit.is_cut for hit in best)
-        return Found(best, (*lost, *failures), legs=LEGS, is_truncated=is_truncated)
+        hits, failures = await scatter([shard for shard in shards if shard.id not in names], ask)
+        found = ranking.merge_best(hits, limit)
+        is_truncated = any(hit.is_cut for hit in found) and sum(not hit.is_passed_over for hit in found) < limit
+        return _found(found, (*lost, *failures), legs=LEGS, is_truncated=is_truncated)
 
     async def _count(self, place: Place, lexemes: Sequence[str], epoch: int) -> list[Counted]:
         size = self._sizes.get(place.shard)
@@ -125,7 +132,7 @@ class Finder:
         return [Counted(size, {row["lexeme"]: row["memories"] for row in rows})]
 
 
-async def _scatter(
+async def scatter(
     shards: Sequence[Shard], ask: Callable[[Place], Awaitable[list[Answer]]]
 ) -> tuple[list[Answer], tuple[ShardFailure, ...]]:
     """What the shards answered, and those that did not. Raises ShardUnavailable if none did, SlotMoved."""
@@ -153,7 +160,30 @@ async def _scatter(
     return found, tuple(ShardFailure(failure.shard, failure.reason) for failure in failures)
 
 
-def _selected(selection: Selection) -> tuple[object, ...]:
+def _found(
+    hits: Sequence[Hit],
+    failures: tuple[ShardFailure, ...],
+    after: Cursor | None = None,
+    *,
+    legs: tuple[str, ...] = (),
+    is_truncated: bool = False,
+) -> Found:
+    """The answer of these hits; those that cannot be opened are named. Raises the refusal if none can."""
+    refused = tuple(hit for hit in hits if hit.refusal is not None)
+    shown = tuple(hit for hit in hits if hit.refusal is None and not hit.is_passed_over)
+    if not shown and refused and refused[0].refusal is not None:
+        raise refused[0].refusal
+    return Found(shown, failures, after, legs, is_truncated, refused)
+
+
+def _judged_there(asked: Filter, sealer: Sealer) -> tuple[str | None, str | None, str]:
+    """What the store judges: of a tenant that encrypts nothing of the value, as its logs would have words of it."""
+    if sealer.encrypts:
+        return asked.fields_path, asked.fields_path, asked.fields_variables
+    return asked.path, asked.fields_path, asked.variables
+
+
+def _selected(selection: Selection, sealer: Sealer) -> tuple[object, ...]:
     """The arguments of a selection.
 
     The range of a namespace prefix ends before the successor of its last part: in the collation "C" nothing stands
@@ -168,6 +198,6 @@ def _selected(selection: Selection) -> tuple[object, ...]:
         selection.type,
         namespace,
         end,
-        selection.filter_path,
-        selection.filter_vars,
+        *_judged_there(selection.filter, sealer),
+        sealer.tokens.pruning(selection.filter.conditions),
     )

@@ -1,12 +1,20 @@
 """Every metric of the data plane, declared once. Labels are operations and outcomes, never a key, path or tenant."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from engram_sidecar.breaker import State
+from engram_sidecar.guard import Kind, Shown
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+SEAL_REASONS = ("authentication", "truncated", "scheme", "key")
 _BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+_STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
 class Metrics:
@@ -28,6 +36,22 @@ class Metrics:
         connections.set_function(connection_count)
         map_epoch = Gauge("engram_shard_map_epoch", "Epoch of the shard map in force.", registry=self.registry)
         map_epoch.set_function(epoch)
+        self._generations = Gauge(
+            "engram_config_generation", "Which of each file is in force.", ("file",), registry=self.registry
+        )
+        self._faults = Gauge(
+            "engram_config_errors", "1 for a file that is wrong, so an older one is in force.", ("file",),
+            registry=self.registry,
+        )  # fmt: skip
+        self._unreported = Counter(
+            "engram_reports_failed", "Reports of this sidecar that its shard did not take.", registry=self.registry
+        )
+        self._audit_lost = Counter(
+            "engram_audit_lost", "Audit entries that were dropped, as too many waited.", registry=self.registry
+        )
+        self._audit_waiting = Gauge(
+            "engram_audit_waiting", "Audit entries that are not written yet.", registry=self.registry
+        )
         self._missing = Counter(
             "engram_incomplete_answers",
             "Lists and searches that lacked a shard.",
@@ -35,15 +59,130 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._lag = Histogram(
+            "engram_loop_lag_seconds",
+            "By how much the event loop came late.",
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "engram_connections_refused", "Connections beyond the most there may be.", registry=self.registry
+        )
+
+        self._retries = Counter(
+            "engram_retries", "Questions to a node that were repeated.", ("operation",), registry=self.registry
+        )
+        self._breaker_states = Gauge(
+            "engram_breaker_state",
+            "0 closed, 1 half-open, 2 open.",
+            ("shard", "node", "operation"),
+            registry=self.registry,
+        )
+        self._breakers: Callable[[], Iterable[Shown]] = tuple
+        self._waiting_writes = Gauge(
+            "engram_waiting_writes", "Writes that wait for a primary.", ("shard",), registry=self.registry
+        )
+        self._waiting: Callable[[], Mapping[str, int]] = dict
+        self._waiting_requests = Gauge(
+            "engram_waiting_requests", "Requests that wait for a node.", ("shard", "node"), registry=self.registry
+        )
+        self._queued: Callable[[], Mapping[tuple[str, str], int]] = dict
+        self._shed = Counter(
+            "engram_shed", "Questions to a node that found the queue full.", ("operation",), registry=self.registry
+        )
+        self._seal_refused = Counter(
+            "engram_sealed_refused", "Encrypted memories that were not opened.", ("reason",), registry=self.registry
+        )
+        for reason in SEAL_REASONS:
+            self._seal_refused.labels(reason)
+        self._stale = Gauge(
+            "engram_sealed_rows",
+            "Memories on all shards that are not under the current key, by the key; 0 is none.",
+            ("key_version",),
+            registry=self.registry,
+        )
+        self._resealed = Counter("engram_resealed", "Memories that the sweep wrote anew.", registry=self.registry)
+
+    def watch_nodes(
+        self,
+        breakers: Callable[[], Iterable[Shown]],
+        waiting_writes: Callable[[], Mapping[str, int]],
+        waiting_requests: Callable[[], Mapping[tuple[str, str], int]],
+    ) -> None:
+        """Asks at every scrape how the breakers are and what waits.
+
+        A node that left the map leaves the metric too.
+        """
+        self._breakers, self._waiting, self._queued = breakers, waiting_writes, waiting_requests
+
+    def count_shed(self, kind: Kind) -> None:
+        """Counts a question that was turned away."""
+        self._shed.labels(kind.value).inc()
+
+    def count_retry(self, kind: Kind) -> None:
+        """Counts a question that was repeated."""
+        self._retries.labels(kind.value).inc()
+
     def observe(self, operation: str, *, is_success: bool, seconds: float) -> None:
         """Counts one operation. What the caller did wrong is a success of ours."""
         self._operations.labels(operation, "success" if is_success else "error").inc()
         self._duration.labels(operation).observe(seconds)
 
+    def observe_lag(self, seconds: float) -> None:
+        """Counts one look at the loop."""
+        self._lag.observe(seconds)
+
+    def count_refused(self) -> None:
+        """Counts a connection that was sent away."""
+        self._refused.inc()
+
     def count_incomplete(self, operation: str) -> None:
         """Counts an answer that named a failed shard."""
         self._missing.labels(operation).inc()
 
+    def count_seal_refused(self, reason: str) -> None:
+        """Counts an encrypted memory that was not opened."""
+        self._seal_refused.labels(reason).inc()
+
+    def count_resealed(self, memories: int) -> None:
+        """Counts memories that the sweep wrote anew."""
+        self._resealed.inc(memories)
+
+    def show_stale(self, counts: Mapping[int, int]) -> None:
+        """Tells how many memories are under which other key than the current one."""
+        self._stale.clear()
+        for key_version, memories in counts.items():
+            self._stale.labels(str(key_version)).set(memories)
+
+    def count_unreported(self) -> None:
+        """Counts a report that the shard did not take."""
+        self._unreported.inc()
+
+    def show_config(self, generations: Mapping[str, int]) -> None:
+        """Tells which map, policy, credentials and keys are in force."""
+        for name, number in generations.items():
+            self._generations.labels(name).set(number)
+
+    def watch_faults(self, file: str, has_fault: Callable[[], bool]) -> None:
+        """Asks at every scrape whether the file is wrong."""
+        self._faults.labels(file).set_function(lambda: float(has_fault()))
+
+    def watch_audit(self, waiting: Callable[[], int]) -> None:
+        """Asks at every scrape how many audit entries wait."""
+        self._audit_waiting.set_function(waiting)
+
+    def count_audit_lost(self) -> None:
+        """Counts an audit entry that was dropped."""
+        self._audit_lost.inc()
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
+        self._breaker_states.clear()
+        for each in self._breakers():
+            self._breaker_states.labels(each.shard, each.node, each.kind.value).set(_STATES[each.view.state])
+        for shard, count in self._waiting().items():
+            self._waiting_writes.labels(shard).set(count)
+        self._waiting_requests.clear()
+        for (shard, node), count in self._queued().items():
+            self._waiting_requests.labels(shard, node).set(count)
         return generate_latest(self.registry)

@@ -1,13 +1,14 @@
 """The story of one request: admit -> locate -> (caches) -> choose a node -> ask -> answer.
 
 Stages, in order; nothing goes back but a stale map:
-1. admit    the tenant's policy: its retention bounds the time to live
+1. admit    the tenant's policy: its retention bounds the time to live; the pod's identity: what it stores is its own
+agent's
 2. locate   the id, the name or the routing key gives the slot, the map gives the shard; the map is read once per
 attempt
 3. caches   none yet: every read asks the store. They will stand between locate and ask, and a write will drop
 entries after ask
 4. choose   routing.py: the primary of the shard, or why there is none
-5. ask      writes.py, finding.py and store.py: one attempt
+5. ask      writes.py, finding.py and store.py: one attempt; a shard that is full borrows room first (quotas.py)
 A shard that does not own the slot (SlotMoved) is asked for its map; with a newer one the request starts over, at most
 MAP_ATTEMPTS times.
 
@@ -27,13 +28,14 @@ from functools import partial
 from typing import Final, TypeVar
 
 from engram_contract.placement import Traits, named_id, routing_key, slot_for_new, user_slot
-from engram_contract.policy import Limits, Policy
+from engram_contract.policy import Limits
 from engram_contract.shardmap import NoActiveShard, Shard, ShardMap, Strategy
 from engram_contract.slots import MemoryId, uuid7
 from engram_sidecar import routing
+from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, NotFound, ShardUnavailable, SidecarError, SlotMoved, Unprocessable
 from engram_sidecar.finding import Finder
-from engram_sidecar.indexing import Indexer
+from engram_sidecar.quotas import Borrower
 from engram_sidecar.records import (
     Cursor,
     Delete,
@@ -42,14 +44,15 @@ from engram_sidecar.records import (
     Get,
     Hit,
     Memory,
+    Operation,
     Patch,
     Put,
     Selection,
     ShardReport,
 )
-from engram_sidecar.store import Place, Store
-from engram_sidecar.topology import Topology
-from engram_sidecar.writes import Operation, Outcome, Rules, Run, delete_memory, fetch_memories, put_memory, write_group
+from engram_sidecar.sealing import Vault
+from engram_sidecar.store import Asks, Place
+from engram_sidecar.writes import Outcome, Rules, Run, delete_memory, fetch_memories, opened, put_memory, write_group
 
 log = logging.getLogger(__name__)
 
@@ -71,29 +74,29 @@ class Pipeline:
     """Answers one tenant's requests."""
 
     def __init__(
-        self, store: Store, topology: Topology, policy: Policy, limits: Limits, world: World, timeout_s: float
+        self, store: Asks, in_force: InForce, vault: Vault, limits: Limits, world: World, timeout_s: float
     ) -> None:
         self._store = store
-        self._topology = topology
-        self._policy = policy
+        self._vault = vault
+        self._in_force = in_force
         self._limits = limits
         self._world = world
         self._timeout_s = timeout_s
-        self._indexer = Indexer(topology.current.tenant)
-        self._finder = Finder(store, world.monotonic_s, timeout_s)
+        self._borrower = Borrower(store, timeout_s)
+        self._finder = Finder(store, vault, world.monotonic_s, timeout_s)
 
     # One memory
 
     def id_of(self, draft: Draft) -> MemoryId:
         """The id of a named memory. Raises ValueError for a draft without a key."""
-        shard_map = self._topology.current
+        shard_map = self._in_force.config.shard_map
         if draft.name is None:
             raise ValueError(draft)
         return named_id(shard_map.strategy, shard_map.tenant, draft.name)
 
     def new_id(self, draft: Draft) -> MemoryId:
         """A new id in the slot that the strategy says. Raises ShardUnavailable if no shard takes new memories."""
-        shard_map = self._topology.current
+        shard_map = self._in_force.config.shard_map
         now_s = self._world.now_s()
         traits = Traits(draft.user, draft.content, draft.type, datetime.fromtimestamp(now_s, UTC))
         try:
@@ -104,35 +107,41 @@ class Pipeline:
         return MemoryId(slot, uuid7(int(now_s * 1000), self._world.random_bytes(10)))
 
     async def get(self, memory_id: MemoryId) -> Hit:
-        """The live memory. Raises NotFound."""
+        """The live memory. Raises NotFound, KeyMissing, SealBroken."""
 
         async def attempt(shard_map: ShardMap) -> Hit:
             place = routing.place_to_read(shard_map, memory_id.slot)
             [memory] = await fetch_memories(self._reader(place), place, [Get(memory_id)])
             if memory is None:
                 raise NotFound(str(memory_id))
-            return Hit(memory, place.shard)
+            return Hit(await self._vault.sealer.open(memory), place.shard)
 
         return await self._with_map(attempt)
 
     async def put(self, put: Put) -> Hit:
         """The memory as it is now stored. Raises Unprocessable, PreconditionFailed."""
-        self._check_identity(put.id, put.draft)
-        indexed = await self._indexer.index(put.draft)
+        if self._in_force.identity is not None:
+            put = self._in_force.identity.signed_put(put)
+        rules = self._rules()
+        rules.check_identity(put.id, put.draft, "")
+        indexed = await rules.sealer.indexer.index(put.draft)
 
         async def attempt(shard_map: ShardMap) -> Hit:
             place = routing.place_to_write(shard_map, put.id.slot)
-            memory = await put_memory(self._writer(place), place, put, indexed, self._policy.retention_s or None)
-            return Hit(memory, place.shard)
+            write = partial(put_memory, self._writer(place), place, put, indexed, rules)
+            return Hit(await self._borrower.with_room(shard_map, place, [put], write), place.shard)
 
         return await self._with_map(attempt)
 
     async def patch(self, patch: Patch) -> Hit:
         """The memory after a merge patch. Raises NotFound, PreconditionFailed, Unprocessable."""
+        if self._in_force.identity is not None:
+            patch = self._in_force.identity.signed_patch(patch)
+        rules = self._rules()
 
         async def attempt(shard_map: ShardMap) -> Hit:
             place = routing.place_to_write(shard_map, patch.id.slot)
-            [outcome] = await write_group(self._store, place, [patch], self._rules(), self._timeout_s)
+            [outcome] = await self._write_group(shard_map, place, [patch], rules)
             if not isinstance(outcome, Memory):
                 raise outcome or NotFound(str(patch.id))
             return Hit(outcome, place.shard)
@@ -155,15 +164,16 @@ class Pipeline:
 
         Raises Unprocessable, before anything is written, if a put cannot have its id.
         """
+        operations, rules = self._signed(operations), self._rules()
         self._check_identities(operations)
         outcomes: list[tuple[Outcome, str]] = [(None, "")] * len(operations)
         waiting = list(enumerate(operations))
         for _ in range(MAP_ATTEMPTS):
-            shard_map = self._topology.current
+            shard_map = self._in_force.config.shard_map
             groups: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
             for number, operation in waiting:
                 groups[shard_map.shard_of(operation.id.slot).id].append((number, operation))
-            answers = await asyncio.gather(*(self._run_group(shard_map, group) for group in groups.values()))
+            answers = await asyncio.gather(*(self._run_group(shard_map, group, rules) for group in groups.values()))
             waiting = []
             for (shard, group), answer in zip(groups.items(), answers, strict=True):
                 told = await self._learn_for(shard_map, shard, len(group)) if isinstance(answer, SlotMoved) else answer
@@ -175,7 +185,7 @@ class Pipeline:
             if not waiting:
                 return outcomes
         for number, operation in waiting:
-            shard = self._topology.current.shard_of(operation.id.slot).id
+            shard = self._in_force.config.shard_map.shard_of(operation.id.slot).id
             outcomes[number] = (ShardUnavailable(shard, "the slot is moving"), shard)
         return outcomes
 
@@ -187,13 +197,19 @@ class Pipeline:
             return [failure] * count
         return None
 
+    def _signed(self, operations: Sequence[Operation]) -> Sequence[Operation]:
+        identity = self._in_force.identity
+        if identity is None:
+            return operations
+        return [identity.signed(each, f"/operations/{number}/memory") for number, each in enumerate(operations)]
+
     def _check_identities(self, operations: Sequence[Operation]) -> None:
         for number, operation in enumerate(operations):
             if isinstance(operation, Put):
                 self._check_identity(operation.id, operation.draft, f"/operations/{number}/memory")
 
     async def _run_group(
-        self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]]
+        self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]], rules: Rules
     ) -> "Sequence[Outcome] | SlotMoved":
         operations = [operation for _, operation in group]
         slot = operations[0].id.slot
@@ -203,13 +219,19 @@ class Pipeline:
                 place = routing.place_to_read(shard_map, slot)
                 gets = [operation for operation in operations if isinstance(operation, Get)]
                 memories = await fetch_memories(self._reader(place), place, gets)
-                return [memory or NotFound(str(get.id)) for get, memory in zip(gets, memories, strict=True)]
+                return [await opened(rules.sealer, get, memory) for get, memory in zip(gets, memories, strict=True)]
             place = routing.place_to_write(shard_map, slot)
-            return await write_group(self._store, place, operations, self._rules(), self._timeout_s)
+            return await self._write_group(shard_map, place, operations, rules)
         except SlotMoved as moved:
             return moved
         except SidecarError as failure:
             return [failure] * len(operations)
+
+    async def _write_group(
+        self, shard_map: ShardMap, place: Place, operations: Sequence[Operation], rules: Rules
+    ) -> list[Outcome]:
+        write = partial(write_group, self._store, place, operations, rules, self._timeout_s)
+        return await self._borrower.with_room(shard_map, place, operations, write)
 
     async def list_newest(self, selection: Selection, limit: int, after: Cursor | None) -> Found:
         """The newest memories of a selection, below the cursor."""
@@ -217,17 +239,16 @@ class Pipeline:
 
     async def search(self, query: str, selection: Selection, limit: int) -> Found:
         """The best memories for a query; of stop words only, or none, the newest ones, unscored."""
-        lexemes = self._indexer.lexemes(query)
+        lexemes = self._vault.sealer.indexer.lexemes(query)
         if not lexemes:
             newest = await self.list_newest(selection, limit, None)
-            return Found(
-                newest.hits, newest.failures, is_truncated=len(newest.hits) < limit and newest.next is not None
-            )
+            is_truncated = len(newest.hits) < limit and newest.next is not None
+            return Found(newest.hits, newest.failures, is_truncated=is_truncated, refused=newest.refused)
         return await self._with_map(partial(self._finder.search, lexemes, selection, limit))
 
     async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
         """The map and its shards, with the number of live memories if asked for."""
-        shard_map = self._topology.current
+        shard_map = self._in_force.config.shard_map
 
         async def report(shard: Shard) -> ShardReport:
             if not with_counts:
@@ -246,7 +267,7 @@ class Pipeline:
         """The attempt's answer with the map in force, or with a newer one that a shard knows."""
         last = SlotMoved("")
         for _ in range(MAP_ATTEMPTS):
-            shard_map = self._topology.current
+            shard_map = self._in_force.config.shard_map
             try:
                 return await attempt(shard_map)
             except SlotMoved as moved:
@@ -258,7 +279,7 @@ class Pipeline:
         """Takes over the shard's map if it is newer than ours."""
         rows = await self._store.read(routing.primary(shard_map.shard(shard)), "get_map", timeout_s=self._timeout_s)
         if rows:
-            self._topology.offer(ShardMap.from_json(rows[0]["map"]))
+            self._in_force.offer(ShardMap.from_json(rows[0]["map"]))
 
     def _reader(self, place: Place) -> Run:
         return partial(self._store.read, place, timeout_s=self._timeout_s)
@@ -267,11 +288,13 @@ class Pipeline:
         return partial(self._store.write, place, timeout_s=self._timeout_s)
 
     def _rules(self) -> Rules:
-        return Rules(self._indexer, self._limits, self._policy.retention_s or None, self._check_identity)
+        """Those of a request that begins now."""
+        policy = self._in_force.config.policy
+        return Rules(self._vault.sealer, self._limits, policy.retention_s or None, self._check_identity)
 
     def _check_identity(self, memory_id: MemoryId, draft: Draft, place: str = "") -> None:
         """Raises Unprocessable if a memory with this id cannot be called so, or cannot be found again by its user."""
-        shard_map = self._topology.current
+        shard_map = self._in_force.config.shard_map
         if memory_id.is_named or draft.name is not None:
             if draft.name is None or self.id_of(draft) != memory_id:
                 fixed = "user, namespace and key are the memory's name, fixed at creation"

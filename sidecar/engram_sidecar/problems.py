@@ -5,14 +5,21 @@ from typing import Final
 
 from engram_contract.names import PROBLEM_BASE
 from engram_sidecar.errors import (
+    AgentNotAllowed,
     BadRequest,
+    BreakerOpen,
     DeadlineExceeded,
     FailedDependency,
+    KeyMissing,
+    NodeRefused,
     NotFound,
     OutcomeUnknown,
     PreconditionFailed,
+    QuotaExceeded,
+    SealBroken,
     ShardReadOnly,
     ShardUnavailable,
+    Shed,
     SidecarError,
     TooLarge,
     Unprocessable,
@@ -21,16 +28,24 @@ from engram_sidecar.errors import (
 # (status, name of the type, title); the first class that fits counts.
 _TABLE: Final[tuple[tuple[type[SidecarError], int, str, str], ...]] = (
     (BadRequest, 400, "bad-request", "The request is malformed"),
+    (AgentNotAllowed, 403, "agent-not-allowed", "The tenant does not allow this agent"),
     (NotFound, 404, "not-found", "No such memory"),
     (ShardReadOnly, 409, "shard-read-only", "The memory's shard takes no changes"),
     (PreconditionFailed, 412, "precondition-failed", "The memory is not in the expected state"),
     (TooLarge, 413, "too-large", "The request is too large"),
     (Unprocessable, 422, "unprocessable", "Members of the request are wrong"),
     (FailedDependency, 424, "failed-dependency", "Another operation on the same shard failed"),
+    (SealBroken, 500, "seal-broken", "The stored memory is not what was sealed for it"),
+    (KeyMissing, 503, "key-missing", "The tenant's keyring lacks a key"),
+    (QuotaExceeded, 507, "quota-exceeded", "The tenant's quota is used up"),
+    (NodeRefused, 503, "node-refused", "The memory's shard refuses to do it"),
+    (BreakerOpen, 503, "breaker-open", "The memory's shard failed and is left alone for a while"),
+    (Shed, 503, "overloaded", "Too many wait for the memory's shard"),
     (OutcomeUnknown, 503, "outcome-unknown", "The write may or may not have happened"),
     (DeadlineExceeded, 504, "deadline-exceeded", "The memory's shard did not answer in time"),
     (ShardUnavailable, 503, "shard-unavailable", "The memory's shard does not answer"),
 )
+_KEYS_RETRY_S: Final = 5  # within that a sidecar has read a keyring that was mended
 _INTERNAL: Final = (500, "internal", "Engram failed")
 
 
@@ -64,6 +79,15 @@ def to_problem(error: BaseException) -> Problem:
             ]
         case TooLarge():
             found.document["limit"] = error.limit
+        case AgentNotAllowed():
+            found.document.update(agent=error.agent, service_account=error.service_account)
+        case QuotaExceeded():
+            found.document.update(quota=error.what, limit=error.limit)
+        case SealBroken():
+            found.document["reason"] = error.reason
+        case KeyMissing():
+            found.document["key_version"] = error.version
+            found.headers["Retry-After"] = str(_KEYS_RETRY_S)
         case ShardUnavailable():
             found.document["shard"] = error.shard
             found.headers["Retry-After"] = str(error.retry_after_s)

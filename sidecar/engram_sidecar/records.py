@@ -1,12 +1,14 @@
 """The nouns of the data plane: what a request asks for and what a memory is. Values only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from engram_contract.placement import Name
 from engram_contract.shardmap import Shard
 from engram_contract.slots import MemoryId
+from engram_sidecar.errors import SidecarError
+from engram_sidecar.filters import NO_FILTER, Filter
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -33,7 +35,10 @@ class ETag:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One stored memory. `value` is JSON text, times are in UTC."""
+    """One stored memory. `value` is JSON text, times are in UTC.
+
+    As long as it is `sealed`, its content and value are in that envelope and the two fields say nothing.
+    """
 
     id: MemoryId
     namespace: tuple[str, ...]
@@ -49,6 +54,7 @@ class Memory:
     updated: datetime
     expires: datetime | None
     version: int
+    sealed: bytes | None = field(default=None, repr=False)
 
     @property
     def etag(self) -> ETag:
@@ -125,6 +131,9 @@ class Delete:
     conditions: Conditions = ALWAYS
 
 
+Operation = Get | Put | Patch | Delete
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which memories a list or a search looks at. `namespace` is a prefix of whole parts; () is every namespace."""
@@ -134,8 +143,7 @@ class Selection:
     session: str | None = None
     type: str | None = None
     namespace: tuple[str, ...] = ()
-    filter_path: str | None = None  # a jsonpath predicate, see filters.py
-    filter_vars: str = "{}"
+    filter: Filter = NO_FILTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +158,16 @@ class Cursor:
 class Hit:
     """A memory that was found. `score` is 0 to 1, higher is better; None where nothing was scored.
 
-    `is_cut`: its shard found more, and left that out because the answer was full.
+    `is_cut`: its shard found more, and left that out because the answer was full. `is_passed_over`: it is not what was
+    asked for, and stands only for how far its shard was read. `refusal`: why it cannot be opened.
     """
 
     memory: Memory
     shard: str
     score: float | None = None
     is_cut: bool = False
+    is_passed_over: bool = False
+    refusal: SidecarError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +180,9 @@ class ShardFailure:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer of a list or a search. Complete only if no shard failed.
+    """The answer of a list or a search. Complete only if no shard failed and no memory was `refused`.
 
-    `is_truncated`: fewer than were asked for, because the answer was full.
+    `is_truncated`: fewer than were asked for, because the answer was full or too much had to be read for it.
     """
 
     hits: tuple[Hit, ...]
@@ -179,6 +190,7 @@ class Found:
     next: Cursor | None = None
     legs: tuple[str, ...] = ()
     is_truncated: bool = False
+    refused: tuple[Hit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,11 @@ def primary(shard: Shard) -> Place:
     return Place(shard.id, shard.nodes[0], shard.database)
 
 
+def home(shard_map: ShardMap) -> Place:
+    """Where the tenant's sidecars report themselves and record the audit: the primary of slot 0's owner."""
+    return primary(shard_map.shard_of(0))
+
+
 def place_to_read(shard_map: ShardMap, slot: int) -> Place:
     """Where a memory of the slot is read; raises ShardUnavailable during maintenance."""
     shard = shard_map.shard_of(slot)

@@ -2,24 +2,35 @@
 
 Promises
 1. A connection is opened when it is first needed and closed when idle; nothing is asked twice behind the caller's back.
-2. Every failure is told as what the caller can do: ShardUnavailable, OutcomeUnknown, DeadlineExceeded, SlotMoved.
+2. Every failure is told as what the caller can do: ShardUnavailable, NodeRefused, OutcomeUnknown, DeadlineExceeded,
+SlotMoved, QuotaExceeded. All but OutcomeUnknown of a write had no effect.
 3. A write whose answer was lost is OutcomeUnknown, never a success and never a plain failure.
+4. New credentials, and a map without a node, end a pool only when nobody uses or awaits its connections any more.
 """
 
 import asyncio
+import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import asyncpg
 
-from engram_contract.names import FENCE_SQLSTATE
+from engram_contract.credentials import Credentials
+from engram_contract.names import FENCE_SQLSTATE, QUOTA_SQLSTATE
 from engram_contract.shardmap import Node
 from engram_contract.slots import MemoryId
-from engram_sidecar.errors import DeadlineExceeded, OutcomeUnknown, ShardUnavailable, SlotMoved
+from engram_sidecar.errors import (
+    DeadlineExceeded,
+    NodeRefused,
+    OutcomeUnknown,
+    QuotaExceeded,
+    ShardUnavailable,
+    SlotMoved,
+)
 from engram_sidecar.queries import QUERIES
 from engram_sidecar.records import Memory
 
@@ -33,7 +44,11 @@ COLLISION_ATTEMPTS: Final = 3  # a deadlock needs two; a third try is already ra
 Row = asyncpg.Record
 Connection = asyncpg.pool.PoolConnectionProxy
 
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, OSError)
+# The driver calls it an internal error when the server ended the session while nobody asked, and then somebody does.
+_DRIVER = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+_LOST = (asyncpg.PostgresConnectionError, *_DRIVER, ConnectionError, OSError)
+# A pooler says the second of a password that it refuses.
+_WRONG_PASSWORD = (asyncpg.InvalidPasswordError, asyncpg.ProtocolViolationError)
 _REFUSED = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
@@ -48,18 +63,6 @@ class Collision(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """The tenant's login. During a rotation both passwords are there and one of them is right.
-
-    With `trusted`, CAs as PEM, a server must prove its name; without, nothing is encrypted unless the server wants it.
-    """
-
-    role: str
-    passwords: tuple[str, ...]
-    trusted: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """Where a question goes: a node of a shard, and the tenant's database there."""
 
@@ -68,38 +71,87 @@ class Place:
     database: str
 
 
+class Asks(Protocol):
+    """Asks places: the store itself, or what stands before it."""
+
+    async def read(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
+        """The rows of a named query."""
+
+    async def write(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
+        """The rows of a named query that changes something."""
+
+    def transaction(self, place: Place, timeout_s: float) -> AbstractAsyncContextManager["Transaction"]:
+        """Several named queries that happen together or not at all."""
+
+
+class _Pool:
+    """The connections to one place, and how many requests use or await one. Retired, it ends with the last of them."""
+
+    def __init__(self, connections: "asyncpg.Pool[Row]") -> None:
+        self.connections = connections
+        self._users = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> "asyncpg.Pool[Row]":
+        """The connections, which stay open for this block."""
+        self._users += 1
+        self._idle.clear()
+        return self.connections
+
+    def __exit__(self, *_: object) -> None:
+        """One user less."""
+        self._users -= 1
+        if not self._users:
+            self._idle.set()
+
+    async def end(self) -> None:
+        """Closes the connections when nobody uses them any more."""
+        await self._idle.wait()
+        await self.connections.close()
+
+
 class Store:
     """Pools for all nodes that were asked so far."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        self._ssl: ssl.SSLContext | Literal["prefer"] = "prefer"
-        if credentials.trusted:
-            self._ssl = ssl.create_default_context(cadata=credentials.trusted)
-        self._pools: dict[Place, asyncpg.Pool[Row]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ssl = _ssl(credentials)
+        self.is_locked_out = False  # a server refused all passwords, and none took one since
+        self._password = credentials.passwords[0]  # the one that opened the last connection is tried first
+        self._pools: dict[Place, _Pool] = {}
+        self._ending: dict[asyncio.Task[None], _Pool] = {}
 
     def connection_count(self) -> int:
         """Open connections to all nodes."""
-        return sum(pool.get_size() for pool in self._pools.values())
+        return sum(pool.connections.get_size() for pool in (*self._pools.values(), *self._ending.values()))
+
+    def adopt(self, credentials: Credentials) -> None:
+        """New connections are opened with these. Open ones stay, unless the CA is another one."""
+        has_new_ca = credentials.ca != self._credentials.ca
+        self._credentials = credentials
+        if has_new_ca:
+            self._ssl = _ssl(credentials)
+            self.forget(())
 
     async def close(self) -> None:
         """Waits for running queries and closes every connection."""
         self.forget(())
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*self._ending)
 
     def forget(self, places: Iterable[Place]) -> None:
         """Ends the pools of all other places when their running queries have ended: the map no longer names them."""
         kept = set(places)
         for place in [place for place in self._pools if place not in kept]:
-            task = asyncio.create_task(self._pools.pop(place).close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            pool = self._pools.pop(place)
+            task = asyncio.create_task(pool.end())
+            self._ending[task] = pool
+            task.add_done_callback(self._ending.pop)
 
-    async def _pool(self, place: Place) -> "asyncpg.Pool[Row]":
+    async def _pool(self, place: Place) -> _Pool:
         if place not in self._pools:
             # Connects nothing, as min_size is 0, so no other task runs between the look and the entry.
-            self._pools[place] = await asyncpg.create_pool(
+            connections = await asyncpg.create_pool(
                 min_size=0,
                 max_size=CONNECTIONS_PER_NODE,
                 max_inactive_connection_lifetime=IDLE_CLOSE_S,
@@ -117,39 +169,40 @@ class Store:
                     "default_transaction_isolation": "read committed",
                 },
             )
+            self._pools[place] = _Pool(connections)
         return self._pools[place]
 
     async def _connect(self, *args: Any, **options: Any) -> "asyncpg.Connection[Row]":  # noqa: ANN401  what the pool hands on
-        for password in self._credentials.passwords[:-1]:
+        """A connection with the first password that is right. Raises the last one's refusal."""
+        passwords = sorted(self._credentials.passwords, key=lambda password: password != self._password)
+        for password in passwords:
             try:
-                return await asyncpg.connect(*args, password=password, **options)
-            except asyncpg.InvalidPasswordError:
-                log.info("the first password was refused, trying the other one of the rotation")
-        return await asyncpg.connect(*args, password=self._credentials.passwords[-1], **options)
+                connection: asyncpg.Connection[Row] = await asyncpg.connect(*args, password=password, **options)
+            except _WRONG_PASSWORD:
+                if password == passwords[-1]:
+                    self.is_locked_out = True
+                    raise
+                log.info("a password was refused, trying the other one of the rotation")
+            else:
+                self._password = password
+                self.is_locked_out = False
+                return connection
+        raise AssertionError  # the last one returns or raises
 
     @asynccontextmanager
     async def _session(self, place: Place, timeout_s: float) -> AsyncIterator[Connection]:
         """A connection of the place's pool. What goes wrong before it is had has no effect on the store."""
-        pool = await self._pool(place)
-        try:
-            connection = await pool.acquire(timeout=timeout_s)
-        except TimeoutError as error:
-            raise DeadlineExceeded(place.shard, "no connection in time") from error
-        except (*_LOST, *_REFUSED) as error:
-            raise ShardUnavailable(place.shard, _short(error)) from error
-        except asyncpg.InvalidPasswordError as error:
-            raise ShardUnavailable(place.shard, "the tenant's password was refused") from error
-        except asyncpg.PostgresError as error:
-            raise ShardUnavailable(place.shard, f"no session ({error.sqlstate})") from error
-        try:
-            yield connection
-        except ShardUnavailable as error:
-            if isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError):
-                # A Service or a pooler leads to the new primary; connections that are open stay with the old one.
-                await pool.expire_connections()
-            raise
-        finally:
-            await pool.release(connection)
+        with await self._pool(place) as pool:
+            connection = await _acquired(pool, place, timeout_s)
+            try:
+                yield connection
+            except ShardUnavailable as error:
+                if isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError):
+                    # A Service or a pooler leads to the new primary; connections that are open stay with the old one.
+                    await pool.expire_connections()
+                raise
+            finally:
+                await pool.release(connection)
 
     async def read(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query."""
@@ -159,7 +212,7 @@ class Store:
                 return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except TimeoutError as error:
                 raise DeadlineExceeded(place.shard, "no answer in time") from error
-            except (asyncpg.InterfaceError, OSError) as error:
+            except (*_DRIVER, OSError) as error:
                 raise ShardUnavailable(place.shard, _short(error)) from error
             except asyncpg.PostgresError as error:
                 raise _read_error(place, error) from None  # its detail may quote a row, which no log may hold
@@ -174,16 +227,43 @@ class Store:
                         return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except Collision:
                 continue
-        raise ShardUnavailable(place.shard, "too many writers of the same memory")
+        raise NodeRefused(place.shard, "too many writers of the same memory")
 
     @asynccontextmanager
     async def transaction(self, place: Place, timeout_s: float) -> AsyncIterator["Transaction"]:
         """Several named queries that happen together or not at all. Raises Collision if it may be run again."""
         deadline_s = _now_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
+            _check_primary(connection, place)
             with _write_errors(place):
                 async with connection.transaction():
                     yield Transaction(connection, deadline_s)
+
+
+def _ssl(credentials: Credentials) -> ssl.SSLContext | Literal["prefer"]:
+    return ssl.create_default_context(cadata=credentials.ca) if credentials.ca else "prefer"
+
+
+async def _acquired(pool: "asyncpg.Pool[Row]", place: Place, timeout_s: float) -> Connection:
+    try:
+        return await pool.acquire(timeout=timeout_s)
+    except TimeoutError as error:
+        raise DeadlineExceeded(place.shard, "no connection in time") from error
+    except asyncpg.InvalidPasswordError as error:
+        raise NodeRefused(place.shard, "the tenant's password was refused") from error
+    except (*_LOST, *_REFUSED) as error:
+        raise ShardUnavailable(place.shard, _short(error)) from error
+    except asyncpg.PostgresError as error:
+        raise NodeRefused(place.shard, f"no session ({error.sqlstate})") from error
+
+
+def _check_primary(connection: Connection, place: Place) -> None:
+    """Raises ShardUnavailable if the server said of itself that it is a standby: nothing was begun yet.
+
+    A single statement finds that out itself; a transaction cannot be run again by whoever waits for a primary.
+    """
+    if getattr(connection.get_settings(), "in_hot_standby", "off") == "on":
+        raise ShardUnavailable(place.shard, "the node is not the primary") from asyncpg.ReadOnlySQLTransactionError()
 
 
 def _now_s() -> float:
@@ -208,12 +288,6 @@ class Transaction:
         rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=timeout_s)
         return rows
 
-    async def run_many(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
-        """The rows of a named query for each set of arguments, in order, in one round trip."""
-        timeout_s = _left_s(self._deadline_s)
-        rows: list[Row] = await self._connection.fetchmany(QUERIES[query], arguments, timeout=timeout_s)
-        return rows
-
 
 class _write_errors:  # noqa: N801  used like a function
     """Tells the failures of a write to `place`."""
@@ -228,13 +302,17 @@ class _write_errors:  # noqa: N801  used like a function
         match error:
             case asyncpg.PostgresError() if error.sqlstate == FENCE_SQLSTATE:
                 raise SlotMoved(self._shard) from error
+            case asyncpg.PostgresError() if error.sqlstate == QUOTA_SQLSTATE:
+                raise _quota_exceeded(self._shard, error) from None
             case TimeoutError() | asyncpg.QueryCanceledError():
                 raise OutcomeUnknown(self._shard, "no answer to the write in time") from error
             case asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():
                 raise Collision from error
             case asyncpg.ReadOnlySQLTransactionError():
                 raise ShardUnavailable(self._shard, "the node is not the primary") from error
-            case asyncpg.PostgresConnectionError() | asyncpg.InterfaceError() | OSError():
+            case (
+                asyncpg.PostgresConnectionError() | asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError()
+            ):
                 raise OutcomeUnknown(self._shard, "the connection was lost during the write") from error
             case asyncpg.AdminShutdownError() | asyncpg.CrashShutdownError():
                 raise OutcomeUnknown(self._shard, "the server stopped during the write") from error
@@ -255,10 +333,19 @@ def _read_error(place: Place, error: asyncpg.PostgresError) -> Exception:
     return _refused(place.shard, error)
 
 
+def _quota_exceeded(shard: str, error: asyncpg.PostgresError) -> Exception:
+    """What the shard says in its detail: which quota, and how large it is."""
+    try:
+        detail = json.loads(error.detail or "")
+        return QuotaExceeded(shard, str(detail["what"]), int(detail["limit"]), str(detail["life"]))
+    except (ValueError, LookupError, TypeError):
+        return _refused(shard, error)
+
+
 def _refused(shard: str, error: asyncpg.PostgresError) -> ShardUnavailable:
     """The server answered with an error that no caller can mend: out of space, another schema, a fault of ours."""
     log.error("the server refused a query", extra={"shard": shard, "sqlstate": error.sqlstate})
-    return ShardUnavailable(shard, f"the server refused the query ({error.sqlstate})", retry_after_s=5)
+    return NodeRefused(shard, f"the server refused the query ({error.sqlstate})", retry_after_s=5)
 
 
 async def _no_reset(_connection: object) -> None:
@@ -292,7 +379,7 @@ def is_bundle(text: str) -> bool:
 
 
 def to_memory(row: Row) -> Memory:
-    """The record in a row of get_memories, list_memories or search_memories."""
+    """The record in a row of get_memories, list_memories, search_memories or lock_stale; sealed if it was stored so."""
     return Memory(
         id=MemoryId(row["slot"], row["id"]),
         namespace=tuple(row["namespace"]),
@@ -308,4 +395,5 @@ def to_memory(row: Row) -> Memory:
         updated=row["updated"],
         expires=row["expires"],
         version=row["version"],
+        sealed=row["sealed"],
     )

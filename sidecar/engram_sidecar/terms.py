@@ -1,8 +1,9 @@
 """Words to lexemes: what of a text can be searched, made here so that Postgres and its logs see no words.
 
 A text is normalised (NFKC, case folded), cut into runs of letters and digits, stripped of English stop words,
-stemmed (Snowball English, Porter 2) and each stem hashed with the tenant's name. So equal stems of two tenants are
-different lexemes, and one index over all tenants finds only one's own.
+stemmed (Snowball English, Porter 2) and each stem hashed with the tenant's index key, where there is a keyring, else
+with the tenant's name alone, which keeps words out of the server's logs and not from who tries out a dictionary. So
+equal stems of two tenants are different lexemes, and one index over all tenants finds only one's own.
 
 Promises: equal words give equal lexemes in every process and version; a lexeme is 11 characters of base64url; at
 most MAX_LEXEMES per memory, the first in the text kept, so that a tsvector stays far below its limit of 1 MiB.
@@ -48,9 +49,11 @@ STOP_WORDS: Final = frozenset(
 class Lexer:
     """Makes the lexemes of one tenant. Not for several threads at once: the stemmer keeps a state."""
 
-    def __init__(self, tenant: str) -> None:
+    def __init__(self, tenant: str, index_key: bytes = b"") -> None:
         self._stemmer = Stemmer.Stemmer("english")
-        self._key = hashlib.sha256(tenant.encode()).digest()
+        name = tenant.encode()
+        keyed = hashlib.blake2b(name, digest_size=32, key=index_key, person=b"engram-words")
+        self._key = keyed.digest() if index_key else hashlib.sha256(name).digest()
         self._lexemes: dict[str, str] = {}
 
     def count(self, texts: Iterable[str]) -> Counter[str]:

@@ -225,8 +225,7 @@ def parse_selection(document: Mapping[str, object], limits: Limits, place: str, 
         if member in document and (document[member] is not None or member == "namespace")
     ]
     found = _check_each(asked, _checks(limits), _in_query if is_query else _in_body(place))
-    path, variables = parse_filter(document.get("filter", {}), f"{place}/filter")
-    return Selection(**found, filter_path=path, filter_vars=variables)  # type: ignore[arg-type]
+    return Selection(**found, filter=parse_filter(document.get("filter", {}), f"{place}/filter"))  # type: ignore[arg-type]
 
 
 def parse_search(document: object, limits: Limits) -> tuple[str, Selection, int]:
@@ -295,7 +294,9 @@ def _as_sent(value: str) -> object:
 
 
 def memory_document(memory: Memory, shard: str) -> dict[str, object]:
-    """The memory as the interface shows it."""
+    """The memory as the interface shows it. Raises ValueError for one that nobody opened: it is not empty."""
+    if memory.sealed is not None:
+        raise ValueError(memory.id)
     return {
         "id": str(memory.id),
         "shard": shard,
@@ -342,8 +343,11 @@ def results_document(found: Found) -> dict[str, object]:
 
 def _completeness(found: Found) -> dict[str, object]:
     return {
-        "complete": not found.failures,
+        "complete": not found.failures and not found.refused,
         "failed_shards": [{"shard": failure.shard, "reason": failure.reason} for failure in found.failures],
+        "refused": [
+            {"id": str(hit.memory.id), "shard": hit.shard, "reason": str(hit.refusal)} for hit in found.refused
+        ],
     }
 
 

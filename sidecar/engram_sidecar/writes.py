@@ -9,7 +9,7 @@ tag was wrong.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Protocol
 
@@ -17,20 +17,22 @@ from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar.errors import (
     FailedDependency,
+    KeyMissing,
+    NodeRefused,
     NotFound,
     PreconditionFailed,
-    ShardUnavailable,
+    SealBroken,
     SidecarError,
     SlotMoved,
 )
-from engram_sidecar.indexing import Indexed, Indexer
-from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Patch, Put
-from engram_sidecar.store import COLLISION_ATTEMPTS, Collision, Place, Row, Store, Transaction, to_memory
+from engram_sidecar.indexing import Indexed
+from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put
+from engram_sidecar.sealing import Sealer
+from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction, to_memory
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3
 
-Operation = Get | Put | Patch | Delete
 # What an operation came to: the memory read or stored, None for one that was removed, or why not.
 Outcome = Memory | None | SidecarError
 
@@ -42,7 +44,7 @@ class Rules:
     `check_identity` raises Unprocessable if a draft cannot have the id.
     """
 
-    indexer: Indexer
+    sealer: Sealer
     limits: Limits
     retention_s: float | None
     check_identity: Callable[[MemoryId, Draft, str], None]
@@ -55,22 +57,53 @@ class Run(Protocol):
         """The rows."""
 
 
-def _tags(tags: Sequence[ETag] | None) -> tuple[list[int] | None, list[object] | None]:
-    if tags is None:
-        return None, None
-    return [tag.version for tag in tags], [tag.created for tag in tags]
+def _tags(tags: Sequence[ETag] | None) -> list[str] | None:
+    """As engram.is_accepted reads them."""
+    return None if tags is None else [f"{tag.version}-{tag.created_us}" for tag in tags]
 
 
-def put_arguments(put: Put, indexed: Indexed, retention_s: float | None) -> tuple[object, ...]:
-    """The arguments of put_memory. The shorter of time to live and retention counts."""
-    draft = put.draft
+def put_arguments(
+    put: Put, indexed: Indexed, retention_s: float | None, sealed: bytes | None = None
+) -> tuple[object, ...]:
+    """The arguments of put_memory. The shorter of time to live and retention counts; what is sealed is left out."""
+    draft = put.draft if sealed is None else replace(put.draft, content="", value="null")
     bounds = [seconds for seconds in (draft.ttl_s, retention_s) if seconds is not None]
     return (
         put.id.slot, put.id.uuid, list(draft.namespace), draft.key, draft.type, draft.user, draft.agent, draft.session,
         draft.content, draft.value, draft.importance, indexed.terms, indexed.term_count, min(bounds, default=None),
         put.keeps_expiry, put.conditions.must_exist, put.conditions.must_be_absent,
-        *_tags(put.conditions.if_match), *_tags(put.conditions.if_none_match),
+        _tags(put.conditions.if_match), _tags(put.conditions.if_none_match), sealed,
     )  # fmt: skip
+
+
+_MUST_BE_ABSENT: Final = 16  # its place among the arguments of put_memory
+
+
+def is_repeatable(query: str, arguments: Sequence[object]) -> bool:
+    """True if a write whose outcome is unknown may be run again (decision 12).
+
+    With an accepted tag it happens once at most: if it has, the tag is another one. A put without any condition leaves
+    the same memory (RFC 9110 section 9.2.2). One that must be absent could undo somebody's delete, a delete without a
+    tag remove what somebody made anew, and of all other writes nothing is known.
+    """
+    if query == "put_memory":
+        return not arguments[_MUST_BE_ABSENT]
+    if query == "delete_memory":
+        _, _, if_match, _ = arguments
+        return if_match is not None
+    return False
+
+
+def run_arguments(puts: Sequence[tuple[object, ...]]) -> tuple[list[object], ...]:
+    """The arguments of put_memories: an array of each argument of put_memory."""
+    columns = zip(*puts, strict=True)
+    return tuple([_array(each) if isinstance(each, list) else each for each in column] for column in columns)
+
+
+def _array(parts: Sequence[str]) -> str:
+    """The text of an array of Postgres: its arrays of arrays would have to be of one length each."""
+    quoted = ('"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in parts)
+    return "{" + ",".join(quoted) + "}"
 
 
 def stored_memory(put: Put, row: Row) -> Memory:
@@ -95,16 +128,27 @@ def stored_memory(put: Put, row: Row) -> Memory:
 
 
 async def fetch_memories(run: Run, place: Place, gets: Sequence[Get]) -> list[Memory | None]:
-    """The live memories asked for, in order. Raises SlotMoved if the shard does not own one of the slots."""
+    """The live memories asked for, as they are stored, in order. Raises SlotMoved if a slot is another shard's."""
     rows = await run("get_memories", [get.id.slot for get in gets], [get.id.uuid for get in gets])
     if not all(row["owned"] for row in rows):
         raise SlotMoved(place.shard)
     return [None if row["id"] is None else to_memory(row) for row in rows]
 
 
-async def put_memory(run: Run, place: Place, put: Put, indexed: Indexed, retention_s: float | None) -> Memory:
-    """The memory as it is now stored. Raises PreconditionFailed, SlotMoved."""
-    rows = await run("put_memory", *put_arguments(put, indexed, retention_s))
+async def opened(sealer: Sealer, get: Get, memory: Memory | None) -> Memory | SidecarError:
+    """The memory in the clear, or why there is none to show."""
+    if memory is None:
+        return NotFound(str(get.id))
+    try:
+        return await sealer.open(memory)
+    except (KeyMissing, SealBroken) as refusal:
+        return refusal
+
+
+async def put_memory(run: Run, place: Place, put: Put, indexed: Indexed, rules: Rules) -> Memory:
+    """The memory as it is now stored, in the clear. Raises PreconditionFailed, SlotMoved, KeyMissing."""
+    sealed = await rules.sealer.seal(put.id, put.draft)
+    rows = await run("put_memory", *put_arguments(put, indexed, rules.retention_s, sealed))
     if not rows:
         await fetch_memories(run, place, [Get(put.id)])
         raise PreconditionFailed(_mismatch(put.conditions))
@@ -114,7 +158,7 @@ async def put_memory(run: Run, place: Place, put: Put, indexed: Indexed, retenti
 async def delete_memory(run: Run, place: Place, delete: Delete) -> None:
     """The memory is gone. Raises NotFound, PreconditionFailed, SlotMoved."""
     conditions = delete.conditions
-    tags = (*_tags(conditions.if_match), *_tags(conditions.if_none_match))
+    tags = (_tags(conditions.if_match), _tags(conditions.if_none_match))
     for _ in range(DELETE_ATTEMPTS):
         if not conditions.must_be_absent and await run("delete_memory", delete.id.slot, delete.id.uuid, *tags):
             return
@@ -146,7 +190,7 @@ def _mismatch(conditions: Conditions) -> str:
 
 
 async def write_group(
-    store: Store,
+    store: Asks,
     place: Place,
     operations: Sequence[Operation],
     rules: Rules,
@@ -157,9 +201,8 @@ async def write_group(
     After a failed one nothing of the group was written, and the other writes say so. Raises SlotMoved and the store's
     failures, which concern the whole group.
     """
-    indexed = {
-        number: await rules.indexer.index(op.draft) for number, op in enumerate(operations) if isinstance(op, Put)
-    }
+    drafts = {number: op.draft for number, op in enumerate(operations) if isinstance(op, Put)}
+    indexed = dict(zip(drafts, await rules.sealer.indexer.index_all(list(drafts.values())), strict=True))
     for attempt in range(COLLISION_ATTEMPTS):
         group = _Group(place, operations, indexed, rules)
         try:
@@ -169,7 +212,7 @@ async def write_group(
             return group.undone()
         except Collision as collision:
             if attempt + 1 == COLLISION_ATTEMPTS:
-                raise ShardUnavailable(place.shard, "too many writers of the same memories") from collision
+                raise NodeRefused(place.shard, "too many writers of the same memories") from collision
             continue
         return group.outcomes
     raise AssertionError  # the loop returns or raises
@@ -222,24 +265,27 @@ class _Group:
             return
         memories = await fetch_memories(transaction.run, self._place, [get for _, get in gets])
         for (number, get), memory in zip(gets, memories, strict=True):
-            self.outcomes[number] = NotFound(str(get.id)) if memory is None else memory
+            self.outcomes[number] = await opened(self._rules.sealer, get, memory)
 
     async def _put_run(self, transaction: Transaction, puts: list[tuple[int, Put]]) -> None:
-        """Consecutive puts in one round trip. A row names its memory, so a missing one tells which put failed."""
-        if len({put.id for _, put in puts}) < len(puts):  # rows could not be told apart
+        """Consecutive puts in one statement. A row names its memory, so a missing one tells which put failed."""
+        if len({put.id.uuid for _, put in puts}) < len(puts):  # the statement could not tell them apart
             for number, put in puts:
                 await self._write(transaction, number, put)
             return
-        arguments = [put_arguments(put, self._indexed[number], self._rules.retention_s) for number, put in puts]
-        rows = iter(await transaction.run_many("put_memory", arguments))
-        row = next(rows, None)
+        arguments = [
+            put_arguments(
+                put, self._indexed[number], self._rules.retention_s, await self._rules.sealer.seal(put.id, put.draft)
+            )
+            for number, put in puts
+        ]
+        rows = {row["id"]: row for row in await transaction.run("put_memories", *run_arguments(arguments))}
         for number, put in puts:
-            if row is None or (row["slot"], row["id"]) != (put.id.slot, put.id.uuid):
+            if put.id.uuid not in rows:
                 await fetch_memories(transaction.run, self._place, [Get(put.id)])
                 self.outcomes[number] = PreconditionFailed(_mismatch(put.conditions))
                 raise _Undone
-            self.outcomes[number] = stored_memory(put, row)
-            row = next(rows, None)
+            self.outcomes[number] = stored_memory(put, rows[put.id.uuid])
 
     async def _write(self, transaction: Transaction, number: int, operation: Operation) -> None:
         try:
@@ -247,9 +293,7 @@ class _Group:
                 self.outcomes[number] = await self._patch(transaction, operation)
             elif isinstance(operation, Put):
                 indexed = self._indexed[number]
-                self.outcomes[number] = await put_memory(
-                    transaction.run, self._place, operation, indexed, self._rules.retention_s
-                )
+                self.outcomes[number] = await put_memory(transaction.run, self._place, operation, indexed, self._rules)
             elif isinstance(operation, Delete):
                 await delete_memory(transaction.run, self._place, operation)
                 self.outcomes[number] = None
@@ -274,9 +318,9 @@ class _Group:
             )
         if not is_met(patch.conditions, memory):
             raise PreconditionFailed(_mismatch(patch.conditions))
+        memory = await self._rules.sealer.open(memory)
         draft = apply_patch(memory, patch.patch, self._rules.limits, patch.place)
         self._rules.check_identity(patch.id, draft, patch.place)
         put = Put(patch.id, draft, Conditions(must_exist=True), keeps_expiry="ttl_s" not in patch.patch)
-        return await put_memory(
-            transaction.run, self._place, put, await self._rules.indexer.index(draft), self._rules.retention_s
-        )
+        indexed = await self._rules.sealer.indexer.index(draft)
+        return await put_memory(transaction.run, self._place, put, indexed, self._rules)

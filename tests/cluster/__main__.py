@@ -4,21 +4,23 @@
   up | down          a ready cluster | no trace of one
   status             what there is
   images [NAME...]   build this checkout's images (operator, sidecar, postgres) and load them into the node;
-                     by name also postgres-wheel and redis
+                     by name also postgres-wheel, redis and sidecar-next
   run CMD...         CMD in the cluster's network, with its kubectl, helm and KUBECONFIG
   session CMD...     up, images, run CMD, down. Where no cluster can run, CMD alone, told why (ENGRAM_E2E_SKIP);
                      where ENGRAM_E2E_CONTEXT names another cluster, CMD alone
+  pair PYTEST...     a session of two clusters: each test file goes to the one that is free (pytest-xdist)
 
 Needs root on Linux and Go; the rest is installed. Nothing in the cluster has a way out.
 """
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tests.cluster.images import BY_NAME, PROJECT, build_and_load
 from tests.cluster.install import CannotRun, check_machine, check_rights, finish, install
@@ -46,14 +48,25 @@ def run(at: Layout, command: Sequence[str]) -> int:
     return _status(finish(inside(at, command), env=at.environment(os.environ) | outside).returncode)
 
 
-def session(at: Layout, command: Sequence[str]) -> int:
-    """The status of a command that has a cluster of its own, or the one that was up."""
+def session(command: Sequence[str], *places: Layout) -> int:
+    """The status of a command that has one or two clusters of its own, or those that were up."""
     if os.environ.get("ENGRAM_E2E_CONTEXT"):  # a cluster of the user's own
         return _status(finish(command).returncode)
     try:
-        check_machine(at)
+        check_machine(places[0])
     except CannotRun as reason:
         return _status(finish(command, env={**os.environ, "ENGRAM_E2E_SKIP": str(reason)}).returncode)
+    with ExitStack() as stack:
+        for at in places:
+            stack.enter_context(_ready(at))
+        if len(places) == 1:
+            return run(places[0], command)
+        return _status(finish(command, env={**os.environ, "PYTEST_ADDOPTS": _workers(places)}).returncode)
+
+
+@contextmanager
+def _ready(at: Layout) -> Iterator[None]:
+    """For a block there is a cluster with this checkout's images, and nobody else changes it."""
     with alone(at):
         was_ready = is_ready(at)
         try:
@@ -62,10 +75,20 @@ def session(at: Layout, command: Sequence[str]) -> int:
                 up(at, tied=True)
             print("test cluster: building images", file=sys.stderr, flush=True)
             build_and_load(at, PROJECT)
-            return run(at, command)
+            yield
         finally:
             if not was_ready:
                 down(at)
+
+
+def _workers(places: Sequence[Layout]) -> str:
+    """Options of pytest: a worker in the network of each cluster. They are the controller's, not the workers' own."""
+    options = [os.environ.get("PYTEST_ADDOPTS", ""), "--dist loadfile"]
+    for at in places:
+        setting = ["env", "-u", "PYTEST_ADDOPTS", f"ENGRAM_CLUSTER_STATE={at.state}"]
+        python = shlex.join([*setting, sys.executable, "-m", "tests.cluster", "run", sys.executable])
+        options.append(f"--tx {shlex.quote(f'popen//python={python}')}")
+    return " ".join(options)
 
 
 def images(at: Layout, names: Sequence[str]) -> int:
@@ -93,8 +116,9 @@ def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments or ("help",)
     if verb in {"run", "status", "images", "install", "up", "down"}:
         check_rights()
-    if verb in {"run", "session"} and rest:
-        return run(at, rest) if verb == "run" else session(at, rest)
+    if verb in {"run", "session", "pair"} and rest:
+        second = Layout(at.cache, at.state.with_name(f"{at.state.name}-2"))
+        return run(at, rest) if verb == "run" else session(rest, *((at, second) if verb == "pair" else (at,)))
     if verb == "status" and not rest:
         print(f"{CONTEXT}: ready" if is_ready(at) else "no cluster")
     elif verb == "images":

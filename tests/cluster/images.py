@@ -13,8 +13,10 @@ from tests.cluster.install import build_text, buildah, cache_alone
 from tests.cluster.layout import ROOT, Layout
 
 PROJECT: Final = ("operator", "sidecar", "postgres")
-# What only some tests need, by name: the same Dockerfile on the other kind of base, and what stands in for redis:8.
-BY_NAME: Final = ("postgres-wheel", "redis")
+# What only some tests need, by name: the same Dockerfile on the other kind of base, what stands in for redis:8, and the
+# sidecar as if it were another version.
+BY_NAME: Final = ("postgres-wheel", "redis", "sidecar-next")
+NEXT: Final = "FROM localhost/engram-sidecar:test\nLABEL org.opencontainers.image.version=next\n"
 CERTIFICATES: Final = "/etc/ssl/certs"
 KEPT: Final = 30  # untagged images: about three builds of the project's three
 PIP_CONFIG: Final = "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n"
@@ -29,6 +31,9 @@ def build(at: Layout, name: str) -> str:
     """The id of one of the images, now its tag's."""
     if name == "redis":
         return build_text(at, project_tag(name), recipe.on_newer(recipe.REDIS))
+    if name == "sidecar-next":
+        build(at, "sidecar")
+        return build_text(at, project_tag(name), NEXT)
     base_tag = recipe.postgres_base_tag() if name == "postgres" else recipe.base_tag()
     return _build_from_dockerfile(at, project_tag(name), name.removesuffix("-wheel"), base_tag)
 

@@ -24,6 +24,7 @@ SHARDS: Final = ("s0", "s1")
 AGENT: Final = "agent"
 TENANT: Final = "assistant"
 APP_PORT: Final = 8711
+LISTENS: Final = f"import socket; socket.create_connection(('127.0.0.1', {APP_PORT}))"
 RELAY: Final = Path(__file__).with_name("relay.py")
 
 
@@ -41,9 +42,21 @@ def forwarded(cluster: Cluster, namespace: str, pod: str, port: int) -> Iterator
         program.kill()
 
 
+def tenant_path(namespace: str, name: str = TENANT) -> str:
+    """The path of a MemoryTenant."""
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{TENANTS}/{name}"
+
+
 def fetch_tenant(cluster: Cluster, namespace: str, name: str = TENANT) -> Json:
     """The MemoryTenant as it is now."""
-    return cluster.request("GET", f"/apis/{API_VERSION}/namespaces/{namespace}/{TENANTS}/{name}")[1]
+    return cluster.request("GET", tenant_path(namespace, name))[1]
+
+
+def patch_tenant(cluster: Cluster, namespace: str, body: Json, name: str = TENANT) -> Json:
+    """The MemoryTenant after a change of these members."""
+    status, answer = cluster.request("PATCH", tenant_path(namespace, name), body)
+    assert status == 200, answer
+    return answer
 
 
 def wait_tenant(cluster: Cluster, namespace: str, name: str = TENANT) -> Json:
@@ -70,6 +83,7 @@ def build_agent(namespace: str, name: str = AGENT, tenant: str = "") -> Json:
         "image": image("sidecar"),  # any image with Python: the test asks through it
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", "-c", RELAY.read_text(), str(APP_PORT), str(names.HTTP_PORT)],
+        "startupProbe": {"exec": {"command": ["python3", "-c", LISTENS]}, "periodSeconds": 1, "failureThreshold": 60},
         "securityContext": shards.RESTRICTED,
     }
     metadata: Json = {"name": name, "namespace": namespace, "labels": {names.INJECT_LABEL: "true"}}

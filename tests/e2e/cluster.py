@@ -26,6 +26,7 @@ from urllib.parse import urlencode
 import yaml
 
 from engram_contract.names import API_VERSION, GROUP, PROTECTED_LABEL
+from engram_operator.clients import kube
 from tests.e2e.stage import ROOT, Program
 
 CONTEXTS_VARIABLE: Final = "ENGRAM_E2E_CONTEXT"
@@ -210,7 +211,7 @@ class Cluster:
 
     def apply_crd(self, crd: Json) -> None:
         """One CRD is as given, and established. The API server takes a moment more to judge by a new schema."""
-        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
+        path = kube.CRDS.path(None, crd["metadata"]["name"])
         status, answer = self.request("APPLY", path, crd, fieldManager=FIELD_MANAGER, force="true")
         assert status in (http.HTTPStatus.OK, http.HTTPStatus.CREATED), answer
 
@@ -220,7 +221,11 @@ class Cluster:
         self.wait_until(f"{crd['metadata']['name']} to be established", is_established)
 
     def has_crds(self) -> bool:
-        """Whether both kinds are served."""
+        """Whether both kinds are there and served. What is served is told for a moment longer than it is there."""
+        for crd in CRDS:
+            status, found = self.request("GET", kube.CRDS.path(None, crd["metadata"]["name"]))
+            if status != http.HTTPStatus.OK or "deletionTimestamp" in found["metadata"]:
+                return False
         _, answer = self.request("GET", f"/apis/{API_VERSION}")
         return {each["name"] for each in answer.get("resources", ())} >= set(PLURALS)
 

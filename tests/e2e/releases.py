@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 from engram_contract.names import PROTECTED_LABEL
+from engram_operator.clients import kube
 from tests.cluster.layout import INSIDE_VARIABLE
 from tests.e2e.cluster import CRDS, E2E_LABEL, Cluster
 from tests.e2e.stage import ROOT
@@ -21,7 +22,11 @@ TAG: Final = os.environ.get("ENGRAM_E2E_TAG") or "test"
 IMAGES: Final = {
     part: {"repository": f"{REGISTRY}/engram-{part}", "tag": TAG} for part in ("operator", "sidecar", "postgres")
 }
-VALUES: Final = {"images": IMAGES, "imagePullPolicy": "IfNotPresent"}
+VALUES: Final = {
+    "images": IMAGES,
+    "imagePullPolicy": "IfNotPresent",
+    "tenants": {"fileGraceSeconds": 45},  # the tests nudge the kubelet, which brings a Secret at once then
+}
 NAMESPACE: Final = "engram-system"
 RELEASE: Final = "engram"
 CRD_NAMES: Final = [crd["metadata"]["name"] for crd in CRDS]
@@ -70,6 +75,6 @@ def remove(cluster: Cluster) -> None:
     cluster.kubectl("delete", POLICIES, "-l", "app.kubernetes.io/part-of=engram", "--ignore-not-found")
     cluster.delete_namespaces(NAMESPACE, is_forced=True)
     for name in CRD_NAMES:
-        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+        path = kube.CRDS.path(None, name)
         cluster.request("PATCH", path, {"metadata": {"labels": {PROTECTED_LABEL: "false"}}})
     cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *CRD_NAMES)

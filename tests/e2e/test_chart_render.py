@@ -193,10 +193,20 @@ def test_images_are_named_by_digest_then_tag_then_version() -> None:
 
 def test_the_webhook_sees_labelled_pods_outside_the_system_and_itself() -> None:
     (config,) = kind_of(render(DEFAULTS), "MutatingWebhookConfiguration")
-    (webhook,) = config["webhooks"]
-    assert webhook.pop("clientConfig") == {
-        "service": {"name": "engram-webhook", "namespace": "engram-system", "path": "/mutate", "port": 443}
-    }, "no caBundle: that one is the operator's"
+    webhook, for_namespaces = config["webhooks"]
+    for each, path in ((webhook, "/mutate"), (for_namespaces, "/mutate-namespace")):
+        assert each.pop("clientConfig") == {
+            "service": {"name": "engram-webhook", "namespace": "engram-system", "path": path, "port": 443}
+        }, "no caBundle: that one is the operator's"
+    asks = {"key": "engram.dev/inject", "operator": "In", "values": ["true"]}
+    silent = {"key": "engram.dev/inject", "operator": "NotIn", "values": ["true", "false"]}
+    foreign = {"key": MANAGED_BY_LABEL, "operator": "NotIn", "values": [MANAGED_BY]}
+    assert for_namespaces == {
+        **webhook,
+        "name": "inject-namespace.engram.dev",
+        "objectSelector": {"matchExpressions": [silent, foreign]},
+        "namespaceSelector": {"matchExpressions": [*webhook["namespaceSelector"]["matchExpressions"], asks]},
+    }
     assert webhook == {
         "name": "inject.engram.dev",
         "admissionReviewVersions": ["v1"],
@@ -233,6 +243,9 @@ def test_a_selector_of_the_user_comes_beside_ours() -> None:
     found = config["webhooks"][0]["namespaceSelector"]
     assert found["matchLabels"] == selector["matchLabels"]
     assert [each["key"] for each in found["matchExpressions"]] == ["kubernetes.io/metadata.name", "legacy"]
+    found = config["webhooks"][1]["namespaceSelector"]
+    assert found["matchLabels"] == selector["matchLabels"]
+    assert [each["key"] for each in found["matchExpressions"][1:]] == ["legacy", "engram.dev/inject"]
 
 
 def test_the_webhook_is_asked_from_anywhere_or_from_where_it_is_said() -> None:
@@ -263,20 +276,43 @@ def test_only_the_operator_reaches_databases_ours_and_those_that_are_named() -> 
 
 
 @each_case
-def test_a_policy_asks_only_about_deletions_and_is_bound_by_its_own_name(case: Case) -> None:
+def test_a_policy_asks_about_deletions_or_pods_and_is_bound_by_its_own_name(case: Case) -> None:
     objects = render(case)
     policies = kind_of(objects, "ValidatingAdmissionPolicy")
     bindings = {each["metadata"]["name"]: each["spec"] for each in kind_of(objects, "ValidatingAdmissionPolicyBinding")}
     for each in policies:
         spec = each["spec"]
         assert spec["failurePolicy"] == "Fail"
-        assert all(rule["operations"] == ["DELETE"] for rule in spec["matchConstraints"]["resourceRules"])
+        asked = [(rule["resources"], rule["operations"]) for rule in spec["matchConstraints"]["resourceRules"]]
+        if each["metadata"]["name"].endswith("-tenant-guard"):
+            assert asked == [(["pods"], ["CREATE", "UPDATE"]), (["pods/ephemeralcontainers"], ["UPDATE"])]
+            assert len(spec["matchConditions"]) == 1, "pods that name no Secret of ours are let through by it"
+        else:
+            assert [operations for _, operations in asked] == [["DELETE"]] * len(asked)
         assert not any("resourceNames" in rule for rule in spec["matchConstraints"]["resourceRules"]), (
             "a delete of a collection goes past them"
         )
         name = each["metadata"]["name"]
         assert bindings.pop(name) == {"policyName": name, "validationActions": ["Deny"]}
     assert bindings == {}
+
+
+def test_the_guard_knows_the_sidecars_image_and_what_else_is_allowed() -> None:
+    def said(case: Case) -> str:
+        (guard,) = [
+            each
+            for each in kind_of(render(case), "ValidatingAdmissionPolicy")
+            if each["metadata"]["name"].endswith("-tenant-guard")
+        ]
+        assert all({"reason", "expression"} < {*each} for each in guard["spec"]["validations"])
+        return json.dumps(guard)
+
+    own = environment(pod(render(DEFAULTS), "injector"))["ENGRAM_SIDECAR_IMAGE"]
+    assert json.dumps(f'c.image in ["{own}"] ||')[1:-1] in said(DEFAULTS)
+    case = next(case for case in CASES if case.why == "everything on and set")
+    images = [own, *case.values["tenantGuard"]["allowedImages"]]
+    assert json.dumps(f"c.image in {json.dumps(images, separators=(',', ':'))} ||")[1:-1] in said(case)
+    assert json.dumps('["VAULT_"].exists')[1:-1] in said(case)
 
 
 def test_values_are_taken_where_they_belong() -> None:
@@ -343,6 +379,8 @@ def test_an_insisted_monitor_without_its_api_is_an_error_that_says_so(name: str)
         ({"injector": {"timeoutSeconds": 31}}, "timeoutSeconds"),
         ({"images": {"operator": {"digest": "sha256:1"}}}, "digest"),
         ({"deletionProtection": {"enabled": "no"}}, "deletionProtection"),
+        ({"tenantGuard": {"allowedImages": ["a'b"]}}, "/tenantGuard/allowedImages/0"),
+        ({"tenantGuard": {"allowedVariables": [""]}}, "/tenantGuard/allowedVariables/0"),
         ({"networkPolicy": {"externalDatabases": [{"to": []}]}}, "externalDatabases"),
         ({"networkPolicy": {"apiServer": {"ports": [70000]}}}, "ports"),
         ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "podMonitor"),

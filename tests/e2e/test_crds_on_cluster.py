@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from engram_contract.names import API_VERSION, CLUSTER_KIND, TENANT_KIND
+from engram_operator.clients import kube
 from tests.e2e.cluster import CRDS, Cluster
 from tests.e2e.crd_corpus import (
     PLURAL,
@@ -35,7 +36,7 @@ GOOD = [case for case in [*WRITTEN, *taken()] if not case.refused and case.old i
 CHANGES = [case for case in WRITTEN if case.old is not None]
 SHORT = {CLUSTER_KIND: "mc", TENANT_KIND: "mt"}
 ROOTS = {crd["spec"]["names"]["kind"]: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for crd in CRDS}
-CRD_FOLDER = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+CRD_FOLDER = kube.CRDS.path(None)
 # What `kubectl apply` without --server-side keeps a copy of in an annotation, and all annotations may have 256 KiB.
 MAX_CRD_BYTES = 200_000
 

@@ -17,13 +17,14 @@ from typing import Final
 import pytest
 
 from engram_contract.names import API_VERSION, CLUSTER_KIND, PROTECTED_LABEL, TENANT_KIND
+from engram_operator.clients import kube
 from tests.e2e.cluster import E2E_LABEL, Cluster, CommandFailed, Json
 from tests.e2e.releases import CRD_NAMES, NAMESPACE, RELEASE, install
 from tests.e2e.stage import ROOT
 
 POLICIES: Final = {f"{RELEASE}-keep-{what}" for what in ("clusters", "data", "namespaces", "crds")}
 NAMESPACE_END_S: Final = 60.0
-CRDS_PATH: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+CRDS_PATH: Final = kube.CRDS.path(None)
 GUARDED: Final = {PROTECTED_LABEL: "true"}
 
 

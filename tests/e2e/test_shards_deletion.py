@@ -21,8 +21,6 @@ RETAINED: Final = {
     ("ConfigMap", "memory-s0-config"),
     ("ConfigMap", "memory-s0-leader"),
 }
-# Patroni may make its lock anew in the moment between the end of the lock and the end of its right to make one.
-LATE: Final = {("ConfigMap", "memory-s0-leader")}
 Place = tuple[str, str]
 
 
@@ -121,7 +119,7 @@ def goes_whole(cluster: Cluster, namespace: str) -> None:
     memory.wait_ready(cluster, namespace)
     delete(cluster, namespace)
     began_s = time.monotonic()
-    cluster.wait_until("all of it to go", lambda: not left(cluster, namespace) - LATE, GONE_S)
+    cluster.wait_until("all of it to go", lambda: not left(cluster, namespace), GONE_S)
     load.report(f"deleted: gone after {time.monotonic() - began_s:.1f} s")
 
 

@@ -319,11 +319,15 @@ async def test_a_cancelled_request_is_cancelled() -> None:
 
 
 def test_the_synchronous_client_has_every_method_with_the_same_meaning() -> None:
+    share = {"used": 0, "limit": 1, "remaining": 1, "percent": 0.0}
+
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         documents: dict[str, Any] = {
             "/v1/shards": MAP,
             "/v1/search": {"results": [], "complete": True, "failed_shards": [], "legs": ["lexical"]},
             "/v1/batch": {"results": [{"status": 201, "memory": BODY}]},
+            "/v1/usage": {"memories": share, "bytes": share, "types": [], "complete": True, "failed_shards": []},
+            "/v1/audit": {"entries": [], "next": None, "complete": True, "failed_shards": []},
         }
         listed = {"memories": [BODY], "next": None, "complete": True, "failed_shards": []}
         if request.method == "DELETE":
@@ -345,6 +349,8 @@ def test_the_synchronous_client_has_every_method_with_the_same_meaning() -> None
         assert list(memories.list(user="ada")) == list(memories.page(limit=1)) == [one]
         assert memories.search("tea", user="ada", limit=3).complete
         assert memories.batch([Operation.get(item)])[0].memory == one
+        assert memories.usage().memories.remaining == 1
+        assert list(memories.audit(limit=1)) == []
     public = {name for name in vars(AsyncEngram) if not name.startswith("_")}
     assert public | {"url"} == {name for name in vars(Engram) if not name.startswith("_")}
 

@@ -76,7 +76,8 @@ async def test_updates_and_deletes_meet_the_fence_too(servers: tuple[RealServer,
     async with servers[0].session("fence_kinds", tenant.role) as connection:
         await connection.execute(INSERT, 5, "x")
         await publish_map(servers[0].admin, "s0", owned_by(tenant.shard_map, "s1"))
-        for statement in ("UPDATE engram.memories SET content = 'y'", "DELETE FROM engram.memories"):
+        remove = "SELECT engram.delete_memory(slot, id, NULL, '{}') FROM engram.memories"
+        for statement in ("UPDATE engram.memories SET content = 'y'", remove):
             with pytest.raises(asyncpg.PostgresError) as caught:
                 await connection.execute(statement)
             assert caught.value.sqlstate == "EG001"
@@ -99,7 +100,10 @@ async def test_the_place_of_a_memory_is_fixed(
     tenant = await create_tenant("fixed", servers, tmp_path, database="fence_fixed")
     async with servers[0].session("fence_fixed", tenant.role) as connection:
         await connection.execute(INSERT, 5, "x")
-        with pytest.raises(asyncpg.CheckViolationError):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(f"UPDATE engram.memories SET {change}")
+    async with servers[0].session("fence_fixed") as connection:
+        with pytest.raises(asyncpg.CheckViolationError, match="fixed at creation"):
             await connection.execute(f"UPDATE engram.memories SET {change}")
 
 
@@ -116,16 +120,43 @@ async def test_an_older_map_is_refused_and_the_same_map_is_welcome(
     assert await fetch_map(servers[0].admin, "fence_epochs", tenant.role) == newer
 
 
-async def test_a_writer_that_does_not_end_holds_the_fence_down(
+async def test_who_is_no_tenant_is_never_ended_for_the_fence(
     servers: tuple[RealServer, RealServer], tmp_path: Path
 ) -> None:
     tenant = await create_tenant("stuck", servers, tmp_path, database="fence_stuck")
+    hold = "SELECT pg_advisory_xact_lock_shared(engram.fence_key($1))"
+    async with servers[0].session("fence_stuck") as administrator, administrator.transaction():
+        await administrator.execute(hold, tenant.role)
+        with pytest.raises(FenceBusy):
+            await publish_map(servers[0].admin, "s0", owned_by(tenant.shard_map, "s1"), answered_s=0.0)
     async with servers[0].session("fence_stuck", tenant.role) as connection:
-        async with connection.transaction():
-            await connection.execute(INSERT, 5, "x")
-            with pytest.raises(FenceBusy):
-                await publish_map(servers[0].admin, "s0", owned_by(tenant.shard_map, "s1"))
         await connection.execute(INSERT, 5, "still ours")
+
+
+async def test_writers_who_take_turns_do_not_keep_the_fence_down(
+    servers: tuple[RealServer, RealServer], tmp_path: Path
+) -> None:
+    """At no time is there none of them, and none of them takes longer than a fence is waited for."""
+    tenant = await create_tenant("turns", servers, tmp_path, database="fence_turns")
+    is_over, ended = asyncio.Event(), 0
+
+    async def take_turns(first_s: float) -> None:
+        nonlocal ended
+        await asyncio.sleep(first_s)
+        while not is_over.is_set():
+            async with servers[0].session("fence_turns", tenant.role) as connection:
+                try:
+                    async with connection.transaction():
+                        await connection.execute(INSERT, 5, "x")
+                        await asyncio.sleep(2.5)
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError):
+                    ended += 1
+
+    writers = [asyncio.create_task(take_turns(each / 4)) for each in range(8)]
+    await asyncio.sleep(2.5)
+    await publish_map(servers[0].admin, "s0", owned_by(tenant.shard_map, "s1"), answered_s=5.0)
+    is_over.set()
+    await asyncio.gather(*writers)
 
 
 @pytest.fixture

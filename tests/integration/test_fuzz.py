@@ -24,11 +24,13 @@ ROUTES = [
     ("POST", "/v1/search"),
     ("POST", "/v1/batch"),
     ("GET", "/v1/shards"),
+    ("GET", "/v1/usage"),
+    ("GET", "/v1/audit"),
 ]
 WORDS = st.sampled_from(
     """
     content value type user agent session namespace key importance ttl_s query filter limit operations op memory id
-    create put get patch delete if_match if_none_match cursor count created eq ne gt in
+    create put get patch delete if_match if_none_match cursor count before created eq ne gt in
     """.split()  # noqa: SIM905  read as prose
 )
 TEXT = st.text(max_size=12) | WORDS | st.sampled_from(["\x00", "\ud800", "𝄞", "'", '"', "\\", "%00", "é"])

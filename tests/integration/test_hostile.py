@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from engram_sidecar.terms import Lexer
-from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant
+from tests.harness import INDEX_KEY, Http, RealServer, SidecarThread, Tenant, create_tenant
 
 
 def seconds(http: Http, raw: bytes) -> float:
@@ -224,7 +224,7 @@ async def test_a_login_cannot_take_what_its_neighbour_needs(
 
 async def test_a_login_cannot_count_its_neighbours_words(neighbours: tuple[RealServer, Tenant, Tenant]) -> None:
     server, first, second = neighbours
-    lexeme = next(iter(Lexer(second.role).count(["zeppelin"])))
+    lexeme = next(iter(Lexer(second.role, INDEX_KEY).count(["zeppelin"])))
     row = f"current_user, 1, gen_random_uuid(), '{{}}', 'a', '', 'null', now(), now(), 1, '{lexeme}', 1"
     insert = f"{INSERT} SELECT {row} FROM generate_series(1, 3000)"
     async with server.session("hostile", second.role) as connection:

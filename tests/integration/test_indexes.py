@@ -11,7 +11,7 @@ import pytest
 
 from engram_sidecar.queries import QUERIES
 from engram_sidecar.terms import Lexer, to_tsvector_text
-from tests.harness import RealServer, Tenant, create_tenant
+from tests.harness import INDEX_KEY, RealServer, Tenant, create_tenant
 
 ROWS = 100_000
 OTHERS = 9  # tenants beside ours, each as large
@@ -37,7 +37,7 @@ def full(servers: tuple[RealServer, RealServer], tmp_path_factory: pytest.TempPa
 
 
 async def fill(server: RealServer, role: str, rows: int) -> None:
-    lexer = Lexer(role)
+    lexer = Lexer(role, INDEX_KEY)
     texts = [f"{COMMON} report", f"{COMMON} {MIDDLING}", f"{RARE} {COMMON}"]
     terms = [to_tsvector_text(lexer.count([text])) for text in texts]
     async with server.session("indexes") as connection:
@@ -63,18 +63,60 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "get_memories": ("ARRAY[5, 6]", "ARRAY[gen_random_uuid(), gen_random_uuid()]"),
     "put_memory": (
         "5", "gen_random_uuid()", "'{}'", "NULL", "'episodic'", "NULL", "NULL", "NULL", "'c'", "'null'", "NULL", "''",
-        "0", "NULL", "false", "true", "false", "ARRAY[1]", "ARRAY[now()]", "'{}'", "'{}'",
+        "0", "NULL", "false", "true", "false", "ARRAY['1-1']", "'{}'", "NULL",
     ),
-    "delete_memory": ("5", "gen_random_uuid()", "NULL", "NULL", "'{}'", "'{}'"),
+    "put_memories": (
+        "ARRAY[5]", "ARRAY[gen_random_uuid()]", "ARRAY['{}']", "'{NULL}'", "ARRAY['episodic']", "'{NULL}'", "'{NULL}'",
+        "'{NULL}'", "ARRAY['c']", "ARRAY['null']", "'{NULL}'", "ARRAY['']", "'{0}'", "'{NULL}'", "'{false}'",
+        "'{true}'", "'{false}'", "ARRAY['{1-1}']", "ARRAY['{}']", "'{NULL}'",
+    ),
     "lock_memories": ("ARRAY[5, 6]", "ARRAY[gen_random_uuid(), gen_random_uuid()]"),
     "count_memories": (),
+    "count_stale": ("1",),
+    "list_stale": ("2", "ARRAY[gen_random_uuid()]", "64"),
+    "lock_stale": ("2", "ARRAY[5, 6]", "ARRAY[gen_random_uuid(), gen_random_uuid()]"),
+    "reseal_memories": (
+        "ARRAY[5]", "ARRAY[gen_random_uuid()]", "ARRAY['c']", "ARRAY['null']", "'{NULL}'", "'{NULL}'", "'{NULL}'",
+    ),
     "get_map": (),
 }  # fmt: skip
-IN_FUNCTIONS = {"list_memories", "search_memories", "count_lexemes", "tenant_size"}
+IN_FUNCTIONS = {"delete_memory", "list_memories", "search_memories", "count_lexemes", "tenant_size"}
+BESIDE: dict[str, tuple[object, ...]] = {
+    "tenant_usage": (),
+    "try_reseal": (),
+    "lend_quota": ("s9", 1, 1),
+    "loan_token": ("s9", "6f8b3a52-8f5c-4f0e-9d43-0d6c6f0f2a11"),
+    "report_sidecar": ("web-0", "u", "bot", 1, 1, 1, 0),
+    "record_audit": ('[{"at": "2026-05-31T12:00:00Z"}]',),
+    "list_audit": (101, None, None),
+}
+BY_TOKEN = {"borrow_quota"}  # takes what lend_quota gives; test_quotas.py
 
 
 def test_every_named_query_is_looked_at() -> None:
-    assert set(ARGUMENTS) | IN_FUNCTIONS == set(QUERIES)
+    assert set(ARGUMENTS) | IN_FUNCTIONS | set(BESIDE) | BY_TOKEN == set(QUERIES)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+async def test_what_is_kept_beside_the_memories_reads_none_of_them(full: tuple[RealServer, Tenant], name: str) -> None:
+    assert await touched(*full, name, *BESIDE[name]) == (0, 0, 0)
+
+
+async def test_a_page_of_the_audit_reads_what_it_answers(full: tuple[RealServer, Tenant]) -> None:
+    server, tenant = full
+    async with server.session("indexes") as connection:
+        await connection.execute(
+            "INSERT INTO engram.audit (tenant, at, entry) SELECT CASE WHEN n % 10 = 0 THEN $1 ELSE 't_other' END,"
+            " now() - n * interval '1 s', '{}' FROM generate_series(1, 20000) n",
+            tenant.role,
+        )
+        await connection.execute("ANALYZE engram.audit")
+    async with server.session("indexes", tenant.role) as connection:
+        *_, last = await connection.fetch(QUERIES["list_audit"], 1000, None, None)
+    for before in ((None, None), (last["at"], last["number"])):
+        scans, _, fetched = await touched(server, tenant, "list_audit", 101, *before, table="audit")
+        assert scans == 0
+        assert fetched <= 110
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
@@ -95,11 +137,11 @@ async def test_a_named_query_never_scans_a_table(full: tuple[RealServer, Tenant]
 
 
 def lexemes(tenant: Tenant, *words: str) -> list[str]:
-    return list(Lexer(tenant.role).count(words))
+    return list(Lexer(tenant.role, INDEX_KEY).count(words))
 
 
 def selection(**chosen: object) -> tuple[object, ...]:
-    names = ("user", "agent", "session", "type", "namespace", "end", "filter", "vars")
+    names = ("user", "agent", "session", "type", "namespace", "end", "filter", "fields", "vars", "tokens")
     return tuple(chosen.get(name, "{}" if name == "vars" else None) for name in names)
 
 
@@ -118,13 +160,23 @@ SELECTIONS: list[tuple[dict[str, object], int]] = [
 ]
 
 
-async def touched(server: RealServer, tenant: Tenant, query: str, *arguments: object) -> tuple[int, int, int]:
+async def touched(
+    server: RealServer, tenant: Tenant, query: str, *arguments: object, table: str = "memories"
+) -> tuple[int, int, int]:
     """(sequential scans, rows read by them, rows read by index) of the table while the query ran, and nothing else."""
-    counters = "SELECT seq_scan, seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'memories'"
+    counters = "SELECT seq_scan, seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = $1"
     async with server.session("indexes", tenant.role) as connection, connection.transaction():
         await connection.fetch(QUERIES[query], *arguments)
-        row = await connection.fetchrow(counters)
+        row = await connection.fetchrow(counters, table)
         return tuple(row) if row else (0, 0, 0)
+
+
+async def test_a_delete_reads_the_memory_that_it_removes(full: tuple[RealServer, Tenant]) -> None:
+    server, tenant = full
+    async with server.session("indexes") as connection:
+        place = await connection.fetchrow("SELECT slot, id FROM engram.memories WHERE tenant = $1 LIMIT 1", tenant.role)
+    refused = (*place, ["1-1"], [])
+    assert await touched(server, tenant, "delete_memory", *refused) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(("chosen", "most"), SELECTIONS, ids=str)

@@ -2,18 +2,25 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
 from engram_contract.policy import Isolation
+from engram_operator.clients import tenancy
 from engram_operator.clients.postgres import close_databases
+from engram_operator.plan.steps import SetQuota
 from engram_sidecar.settings import Settings
 from tests.harness import PASSWORD, Http, RealServer, SidecarThread, Tenant, create_tenant
 
+OPERATORS_TABLES = ("quota", "loans", "seal", "usage", "sidecars", "audit", "identity", "schema_migrations")
 SECRET = "the launch code is 000000"  # noqa: S105  the marker that must stay with its tenant
 
 
@@ -26,6 +33,7 @@ class Pair:
     as_owner: Http
     as_attacker: Http
     ids: tuple[str, ...]
+    probes: tuple[Http, ...]
 
 
 @pytest.fixture(scope="module", params=[Isolation.MODERATE, Isolation.STRICT], ids=lambda level: level.value)
@@ -61,14 +69,29 @@ def pair(
         ids += [
             as_owner("PUT", "/v1/items", {"content": SECRET}, key=f"k{n}", namespace="n").json["id"] for n in range(20)
         ]
+        asyncio.run(leave_traces(owner))
         for number in range(5):
             as_attacker("POST", "/v1/memories", {"content": "mine", "user": f"u{number}"})
-        yield Pair(owner, attacker, as_owner, as_attacker, tuple(ids))
-        as_owner.close()
-        as_attacker.close()
+        probes = Http(first.ports.admin_port), Http(second.ports.admin_port)
+        yield Pair(owner, attacker, as_owner, as_attacker, tuple(ids), probes)
+        for each in (as_owner, as_attacker, *probes):
+            each.close()
 
 
-def test_over_http_no_byte_of_the_other_tenant_comes_back(pair: Pair) -> None:
+async def leave_traces(owner: Tenant) -> None:
+    """The owner's rows in every table that is not of memories: audit, sidecars, quota, loans."""
+    for number, server in enumerate(owner.servers):
+        async with server.session(owner.database, owner.role) as connection:
+            entry = json.dumps([{"at": "2026-01-01T00:00:00Z", "details": SECRET}])
+            await connection.execute("SELECT engram.record_audit($1)", entry)
+            await connection.execute(f"SELECT engram.report_sidecar('{SECRET}', 'u', '{SECRET}', 1, 1, 1, 1)")
+        quota = SetQuota(f"s{number}", 10**6, 10**9, 10**6, 10**9)
+        await tenancy.level_quota(server.admin, owner.database, owner.role, quota, SECRET)
+        async with server.session(owner.database, owner.role) as connection:
+            await connection.execute(f"SELECT engram.lend_quota('s{1 - number}', 5, 5)")
+
+
+def test_over_http_no_byte_of_the_other_tenant_comes_back(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     http = pair.as_attacker
     forged = [
         {"X-Tenant": pair.owner.role},
@@ -79,6 +102,8 @@ def test_over_http_no_byte_of_the_other_tenant_comes_back(pair: Pair) -> None:
     assert {answer.status for answer in answers} == {404}
     names = [f"{pair.owner.role}", f"{pair.owner.role}/n", "n\x1f", "*", "%", "../n", "n' OR tenant <> '"]
     answers += [http("GET", "/v1/items", key=f"k{n}", namespace="n") for n in range(20)]
+    alike = ("\uff4b0", "k0\u200b", "K0", "k0 ", "k\uff10", "k\u00a00", "\u043a0", "k0\u0301")
+    answers += [http("GET", "/v1/items", key=key, namespace=name) for key in alike for name in ("n", "\uff4e")]
     answers += [http("GET", "/v1/memories", user=f"u{n}", limit=1000) for n in range(20)]
     answers += [http("GET", "/v1/memories", namespace=name, limit=1000) for name in names]
     answers += [http("POST", "/v1/search", {"query": "launch code", "user": f"u{n}"}) for n in range(20)]
@@ -89,9 +114,14 @@ def test_over_http_no_byte_of_the_other_tenant_comes_back(pair: Pair) -> None:
     answers += [http("POST", "/v1/search", {"filter": each, "limit": 100}) for each in filters]
     answers += [http("POST", "/v1/batch", {"operations": [{"op": "get", "id": id_} for id_ in pair.ids]})]
     answers += [http("GET", "/v1/shards", count="true"), http("GET", "/openapi.json")]
+    answers += [
+        probe(method, path) for probe in pair.probes for method, path in (("GET", "/metrics"), ("GET", "/readyz"))
+    ]
     for answer in answers:
         assert SECRET.encode() not in answer.body
         assert pair.owner.role.encode() not in answer.body
+    told = [str(record.__dict__) for record in caplog.records]
+    assert not any(SECRET in each or pair.owner.role in each for each in told)
 
 
 def test_over_http_nothing_of_the_other_tenant_changes(pair: Pair) -> None:
@@ -137,8 +167,8 @@ async def test_by_raw_sql_no_foreign_row_is_seen(pair: Pair) -> None:
         "SELECT tenant, content FROM engram.memories",
         "SELECT tenant, '' FROM engram.ownership",
         "SELECT tenant, map::text FROM engram.shard_map",
-        "SELECT '', content FROM engram.list_memories(null,null,null,null,null,null,null,null,null,null,1000,9999,99)",
-        "SELECT '', engram.search_memories('a','{}','{}',1,9,null,null,null,null,null,null,null,null,9,9999,99)::text",
+        f"SELECT '', content FROM engram.list_memories({'null,' * 12} 1000, 9999, 99)",
+        f"SELECT '', engram.search_memories('a', '{{}}', '{{}}', 1, 9, {'null,' * 10} 9, 9999, 99)::text",
         f"SELECT tenant, content FROM engram.memories WHERE tenant = '{pair.owner.role}'",
         f"SELECT tenant, content FROM engram.memories WHERE engram.is_owned('{pair.owner.role}', slot)",
         "SELECT tenant, content FROM ONLY engram.memories TABLESAMPLE SYSTEM (100)",
@@ -147,8 +177,27 @@ async def test_by_raw_sql_no_foreign_row_is_seen(pair: Pair) -> None:
         "SELECT '', query FROM pg_stat_activity WHERE usename <> current_user",
         "SELECT '', rolpassword FROM pg_authid",
         "SELECT '', pg_read_file('postgresql.conf')",
+        "SELECT '', u::text FROM engram.tenant_usage() u",
+        "SELECT '', a::text FROM engram.list_audit(100000, null, null) a",
+        "SELECT '', engram.lend_quota('s1', 5, 5)::text",
+        "SELECT '', engram.loan_token('s1', gen_random_uuid())",
+        *(f"SELECT '', t::text FROM engram.{table} t" for table in OPERATORS_TABLES),
+        f"SELECT '', engram.quota_left('{pair.owner.role}')::text",
+        f"SELECT '', engram.sweep_expired('{pair.owner.role}', 1000)::text",
+        "SELECT '', convert_from(lo_get(oid), 'UTF8') FROM pg_largeobject_metadata",
+        "SELECT '', data::text FROM pg_largeobject",
+        "SELECT '', dblink('dbname=' || current_database(), 'SELECT content FROM engram.memories')::text",
+        "SELECT '', f::text FROM pg_ls_dir('.') f",
+        "SELECT '', s::text FROM pg_stats_ext s",
+        "SELECT '', s::text FROM pg_prepared_statements s",
+        "SELECT '', l::text FROM pg_locks l WHERE pid <> pg_backend_pid() AND relation IS NULL AND objid IS NULL",
     ]
-    denied = (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError, asyncpg.PostgresSyntaxError)
+    denied = (
+        asyncpg.InsufficientPrivilegeError,
+        asyncpg.InvalidParameterValueError,
+        asyncpg.PostgresSyntaxError,
+        asyncpg.UndefinedFunctionError,  # there is no dblink
+    )
     for server, setting, read in itertools.product(pair.owner.servers, settings, reads):
         connection = await attack(server, pair.attacker, pair.owner.database)
         try:
@@ -159,6 +208,8 @@ async def test_by_raw_sql_no_foreign_row_is_seen(pair: Pair) -> None:
                 continue
             text = str([tuple(row) for row in rows])
             assert SECRET not in text, (setting, read)
+            if "list_audit" in read:
+                continue  # the attacker's own trail tells what the attacker asked for, that name included
             if "pg_stats" not in read or "tenant" in text:
                 assert pair.owner.role not in text, (setting, read)
         finally:
@@ -173,10 +224,11 @@ async def test_by_raw_sql_nothing_foreign_is_changed_and_nothing_is_made(pair: P
     denied = [
         f"INSERT INTO engram.memories SELECT '{role}', 1, {row}",
         f"UPDATE engram.memories SET tenant = '{role}'",
+        "DELETE FROM engram.memories",
         "TRUNCATE engram.memories",
         "DROP TABLE engram.memories",
         "ALTER TABLE engram.memories DISABLE ROW LEVEL SECURITY",
-        "ALTER TABLE engram.memories DISABLE TRIGGER fence",
+        "ALTER TABLE engram.memories DISABLE TRIGGER made",
         "SET session_replication_role = replica",
         f"INSERT INTO engram.ownership VALUES ('{pair.attacker.role}', 0, 16383, 9)",
         "DELETE FROM engram.shard_map",
@@ -192,6 +244,16 @@ async def test_by_raw_sql_nothing_foreign_is_changed_and_nothing_is_made(pair: P
         "CREATE PUBLICATION p FOR ALL TABLES",
         "COPY engram.memories FROM PROGRAM 'true'",
         "COPY engram.memories TO '/tmp/out'",
+        *(f"COPY engram.{table} TO STDOUT" for table in OPERATORS_TABLES),
+        *(f"DELETE FROM engram.{table}" for table in OPERATORS_TABLES),
+        "COPY engram.audit FROM STDIN",
+        f"SELECT engram.check_quota('{role}', 1, 1)",
+        f"SELECT engram.add_usage('{role}', 'x', -1, -1)",
+        f"SELECT engram.take_loan('{role}', 's1', 9, 9)",
+        "SELECT engram.count_usage()",
+        "CREATE EXTENSION postgres_fdw",
+        "SELECT lo_create(0)",
+        "LISTEN x; SELECT pg_advisory_lock(1)",
         "SELECT engram.check_fence()",
         "SELECT engram.tenant_size() FROM pg_sleep(0), lo_import('/etc/passwd')",
     ]
@@ -200,14 +262,92 @@ async def test_by_raw_sql_nothing_foreign_is_changed_and_nothing_is_made(pair: P
     for statement in denied:
         with pytest.raises(asyncpg.PostgresError):
             await connection.execute(statement)
-    for statement in (
-        f"UPDATE engram.memories SET content = 'x' WHERE tenant = '{role}'",
-        f"DELETE FROM engram.memories WHERE tenant = '{role}'",
-    ):
-        assert (await connection.execute(statement)).endswith(" 0")
+    update = f"UPDATE engram.memories SET content = 'x' WHERE tenant = '{role}'"
+    assert await connection.execute(update) == "UPDATE 0"
+    for id_ in pair.ids:
+        remove = "SELECT FROM engram.delete_memory($1, $2, NULL, '{}')"
+        assert await connection.fetch(remove, int(id_[:4], 16), UUID(id_[5:])) == []
     await connection.close()
     for id_ in pair.ids:
         assert pair.as_owner("GET", f"/v1/memories/{id_}").json["content"] == SECRET
+
+
+BLOCKING_MODES = ("SHARE UPDATE EXCLUSIVE", "SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE")
+
+
+async def lockable(server: RealServer, tenant: Tenant) -> list[str]:
+    """What the tenant's login can lock so that others have to wait."""
+    relations = (
+        "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_(toast|temp)' ORDER BY 1"
+    )
+    found = []
+    async with server.session(tenant.database, tenant.role) as connection:
+        names = [name for (name,) in await connection.fetch(relations)]
+        assert {"engram.memories", "engram.shard_map", "pg_class"} <= set(names)
+        for name, mode in itertools.product(names, BLOCKING_MODES):
+            with suppress(asyncpg.InsufficientPrivilegeError):
+                async with connection.transaction():
+                    await connection.execute(f"LOCK TABLE {name} IN {mode} MODE NOWAIT")
+                    found.append(f"{name} {mode}")
+    return found
+
+
+async def test_no_table_can_be_locked_against_others(pair: Pair) -> None:
+    for server in pair.attacker.servers:
+        assert await lockable(server, pair.attacker) == []
+
+
+async def test_no_table_can_be_locked_against_others_on_the_oldest_server(server16: RealServer, tmp_path: Path) -> None:
+    assert await lockable(server16, await create_tenant("locker", [server16], tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "column",
+    [*(f"{name} = repeat('x', 8193)" for name in ("key", "type", "user_id", "agent_id", "session_id")),
+     "key = repeat('x', 4096), type = repeat('x', 4097)", "namespace = ARRAY['a', repeat('x', 8192)]",
+     "namespace = array_fill(''::text, ARRAY[8200])", "namespace = array_fill(NULL::text, ARRAY[8200])"],
+)  # fmt: skip
+async def test_what_no_quota_counts_is_short(pair: Pair, column: str) -> None:
+    async with pair.attacker.servers[0].session(pair.attacker.database, pair.attacker.role) as connection:
+        with pytest.raises(asyncpg.CheckViolationError, match="names_are_short"):
+            await connection.execute(f"UPDATE engram.memories SET {column}")
+
+
+async def test_a_query_cannot_fill_the_disk_that_all_share(pair: Pair) -> None:
+    async with pair.attacker.servers[0].session(pair.attacker.database, pair.attacker.role) as connection:
+        assert await connection.fetchval("SHOW temp_file_limit") == "1GB"
+        for more in ("SET temp_file_limit = -1", "ALTER ROLE current_user SET temp_file_limit = -1"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(more)
+        await connection.execute("ALTER ROLE current_user RESET ALL")
+    async with pair.attacker.servers[0].session(pair.attacker.database, pair.attacker.role) as connection:
+        assert await connection.fetchval("SHOW temp_file_limit") == "1GB"
+
+
+async def look(connection: Any, of: str, id_: str) -> int:  # noqa: ANN401
+    """How many pages it takes to find nothing at a memory's slot."""
+    text = await connection.fetchval(
+        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) SELECT content FROM engram.memories"
+        f" WHERE tenant = current_user::text AND slot = {int(of[:4], 16)} AND id = '{id_}'"
+    )
+    plan = json.loads(text)[0]["Plan"]
+    assert plan["Actual Rows"] == 0
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_a_foreign_memory_costs_exactly_what_one_costs_that_nobody_has(pair: Pair) -> None:
+    """No timing to measure: the index is entered by the caller's own tenant, so both look-ups touch the same pages."""
+    if pair.owner.database != pair.attacker.database:
+        return  # no connection at all
+    pages: dict[str, set[int]] = {"theirs": set(), "nobody's": set()}
+    for server in pair.owner.servers:
+        async with server.session(pair.owner.database, pair.attacker.role) as connection:
+            await look(connection, pair.ids[0], str(uuid4()))  # a session's first look reads the catalogs too
+            for of in pair.ids:
+                pages["theirs"].add(await look(connection, of, of[5:]))
+                pages["nobody's"].add(await look(connection, of, str(uuid4())))
+    assert pages["theirs"] == pages["nobody's"]
 
 
 async def test_no_tenant_role_owns_or_may_become_anything(pair: Pair) -> None:

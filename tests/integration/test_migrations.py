@@ -9,15 +9,16 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from engram_cli.account import find_account
 from engram_cli.embedded import Programs, installed
-from engram_operator.clients.postgres import Migrated, ShardIdentity, available_migrations, migrate
+from engram_operator.clients.postgres import Migrated, ShardIdentity, apply_tenant, available_migrations, migrate
 from engram_operator.errors import DatabaseUnreachable, ForeignDatabase
 from engram_operator.plan.migrations import MigrationConflict
-from tests.harness import CLUSTER, PASSWORD, RealServer, server_folder
+from tests.harness import CLUSTER, PASSWORD, RealServer, server_folder, wait_ended
 
 IDENTITY = ShardIdentity(CLUSTER, "s0")
 NEWEST = len(available_migrations())
@@ -115,6 +116,34 @@ async def test_a_killed_migration_is_taken_up_by_the_next_run(servers: tuple[Rea
 async def test_two_operators_at_once_apply_each_migration_once(servers: tuple[RealServer, RealServer]) -> None:
     results = await asyncio.gather(*(migrate(servers[0].admin, "raced", IDENTITY) for _ in range(4)))
     assert sorted(len(result.applied) for result in results) == [0, 0, 0, NEWEST]
+
+
+async def test_a_migration_waits_for_what_is_in_hand_and_ends_a_tenants_endless_transaction(
+    servers: tuple[RealServer, RealServer],
+) -> None:
+    """Who waits for a lock of a whole table makes everybody else wait behind it."""
+    server, role, first = servers[0], f"t_{uuid4().hex}", available_migrations()[0]
+    await prepare(
+        server,
+        "older",
+        "CREATE SCHEMA engram; CREATE TABLE engram.identity (cluster text NOT NULL, shard text NOT NULL);"
+        " CREATE TABLE engram.schema_migrations (number int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)",
+        f"INSERT INTO engram.identity VALUES ('{CLUSTER}', 's0')",
+        f"BEGIN; {first.sql} COMMIT",
+        f"INSERT INTO engram.schema_migrations VALUES (1, '{first.name}', '{first.checksum}')",
+    )
+    await apply_tenant(server.admin, "older", role, PASSWORD)
+    async with server.session("older", role) as connection:
+        await connection.execute("SET idle_in_transaction_session_timeout = 0; BEGIN")
+        await connection.fetch("SELECT * FROM engram.memories")
+        waiting = asyncio.create_task(migrate(server.admin, "older", IDENTITY, answered_s=60.0))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert await connection.fetchval("SELECT 1") == 1
+        assert (await migrate(server.admin, "older", IDENTITY, answered_s=0.0)).schema_version == NEWEST
+        await wait_ended(server, connection.get_server_pid())
 
 
 async def prepare(server: RealServer, database: str, *statements: str) -> None:

@@ -16,12 +16,22 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from engram_contract.names import INJECT_LABEL
+from engram_contract.names import (
+    GROUP,
+    INJECT_LABEL,
+    NAMESPACE_WEBHOOK_PATH,
+    TENANT_KIND,
+    TENANTS,
+    VERSION,
+    WEBHOOK_PATH,
+)
+from engram_operator.admission import Candidate
 from engram_operator.clients import x509
-from engram_operator.clients.kube import CRDS, MEMORY_TENANTS, SECRETS, Kube, Manifest, connected
+from engram_operator.clients.kube import CRDS, MEMORY_TENANTS, OWNED, SECRETS, Kube, Manifest, connected
 from engram_operator.errors import (
     ApiConflict,
     ApiError,
+    ApiHeld,
     ApiNotFound,
     ApiRefused,
     ApiUnavailable,
@@ -42,6 +52,20 @@ SIDECAR = Sidecar("engram-sidecar:1", "IfNotPresent", {"limits": {"memory": "256
 NOW_S = 1_800_000_000.0
 
 
+DISCOVERY: dict[str, Manifest] = {
+    "/api": {"versions": ["v1"]},
+    "/api/v1": {"resources": []},
+    "/apis": {
+        "groups": [{"name": GROUP, "versions": [{"version": VERSION}], "preferredVersion": {"version": VERSION}}]
+    },
+    f"/apis/{GROUP}/{VERSION}": {
+        "resources": [
+            {"name": TENANTS, "kind": TENANT_KIND, "singularName": "", "namespaced": True, "verbs": ["list", "watch"]}
+        ]
+    },
+}
+
+
 @dataclass
 class ApiServer:
     """An API server that knows what `objects` holds, and notes what it is asked."""
@@ -52,10 +76,12 @@ class ApiServer:
     delay_s: float = 0.0
     kubeconfig: str = ""
 
-    async def handle(self, request: web.BaseRequest) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         text = (await request.read()).decode()
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.asked.append((request.method, request.path, request.query_string, headers, text))
+        if "watch" in request.query:
+            return await self._watch(request)
         await asyncio.sleep(self.delay_s)
         if self.answer is not None:
             return self.answer()
@@ -63,8 +89,17 @@ class ApiServer:
             return web.json_response(self.objects[request.path])
         below = [self.objects[path] for path in sorted(self.objects) if path.startswith(request.path + "/")]
         if below or request.path.endswith(MEMORY_TENANTS.plural):
-            return web.json_response({"items": below})
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": below})
+        if request.path in DISCOVERY:
+            return web.json_response(DISCOVERY[request.path])
         return web.json_response({"kind": "Status", "message": "not found"}, status=404)
+
+    async def _watch(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A stream on which nothing ever comes."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
 
 
 @pytest.fixture
@@ -132,6 +167,35 @@ async def test_a_patch_is_a_list_of_operations(api: ApiServer, door: Counted) ->
     await door.kube.patch(CRDS, "c.d", operations, "engram-test")
     assert api.asked[0][3]["content-type"] == "application/json-patch+json"
     assert json.loads(api.asked[0][4]) == operations
+
+
+async def test_a_patch_of_a_namespace_goes_there(api: ApiServer, door: Counted) -> None:
+    api.answer = lambda: web.json_response({})
+    await door.kube.patch(OWNED["Pod"], "p", [], "engram-test", namespace="ns")
+    assert api.asked[0][:2] == ("PATCH", "/api/v1/namespaces/ns/pods/p")
+
+
+async def test_an_eviction_is_of_the_pod_that_was_meant(api: ApiServer, door: Counted) -> None:
+    api.answer = lambda: web.json_response({"kind": "Status", "status": "Success"}, status=201)
+    await door.kube.evict(OWNED["Pod"], "ns", "p", "the-uid")
+    assert api.asked[0][:2] == ("POST", "/api/v1/namespaces/ns/pods/p/eviction")
+    sent = json.loads(api.asked[0][4])
+    assert (sent["apiVersion"], sent["kind"], sent["metadata"]) == (
+        "policy/v1",
+        "Eviction",
+        {"name": "p", "namespace": "ns"},
+    )
+    assert sent["deleteOptions"] == {"preconditions": {"uid": "the-uid"}}
+
+
+@pytest.mark.parametrize(("cause", "error"), [("DisruptionBudget", ApiHeld), ("TooBusy", ApiUnavailable)])
+async def test_a_budget_is_told_from_an_api_server_that_has_too_much_to_do(
+    api: ApiServer, door: Counted, cause: str, error: type[ApiError]
+) -> None:
+    said = {"message": "because", "details": {"causes": [{"reason": cause, "message": "m"}]}}
+    api.answer = lambda: web.json_response(said, status=429)
+    with pytest.raises(error):
+        await door.kube.evict(OWNED["Pod"], "ns", "p", "u")
 
 
 @pytest.mark.parametrize(
@@ -233,10 +297,10 @@ def review(**spec: Any) -> dict[str, Any]:  # noqa: ANN401  members of a manifes
 class FakeTenants:
     """A lookup that answers, waits or fails as told."""
 
-    found: tuple[str, ...] = ("support",)
+    found: tuple[Candidate, ...] = (Candidate("support"),)
     error: Exception | None = None
 
-    async def candidates(self, namespace: str, wanted: str) -> tuple[str, ...]:
+    async def candidates(self, namespace: str, wanted: str) -> tuple[Candidate, ...]:
         if self.error is not None:
             raise self.error
         return self.found
@@ -250,9 +314,9 @@ async def client(authority: Authority, port: int) -> AsyncIterator[aiohttp.Clien
         yield session
 
 
-async def post(session: aiohttp.ClientSession, body: object) -> tuple[int, Any]:
+async def post(session: aiohttp.ClientSession, body: object, path: str = WEBHOOK_PATH) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with session.post("/mutate", data=io.BytesIO(data), server_hostname=NAMES[0]) as answer:
+    async with session.post(path, data=io.BytesIO(data), server_hostname=NAMES[0]) as answer:
         return answer.status, json.loads(await answer.read())
 
 
@@ -297,6 +361,14 @@ async def test_a_review_over_a_strict_handshake_is_answered_with_a_patch(authori
     assert (status, answer["response"]["uid"], answer["response"]["allowed"]) == (200, "u", True)
     operations = json.loads(base64.b64decode(answer["response"]["patch"]))
     assert "/spec/initContainers" in {operation["path"] for operation in operations}
+
+
+async def test_the_other_route_is_for_pods_whose_namespace_asks(authority: Authority) -> None:
+    unlabelled = review()
+    del unlabelled["request"]["object"]["metadata"]["labels"]
+    async with serving(authority, FakeTenants()) as (_, _, port), client(authority, port) as session:
+        assert "patch" not in (await post(session, unlabelled))[1]["response"]
+        assert "patch" in (await post(session, unlabelled, NAMESPACE_WEBHOOK_PATH))[1]["response"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", {"kind": "AdmissionReview"}, b"\x00" * 100])
@@ -476,7 +548,8 @@ async def test_an_injector_lives_from_no_certificate_to_its_drain(api: ApiServer
         "Secret engram/tls holds no certificate yet; the operator's leader makes it\n",
     )
     api.objects[SECRETS.path("engram", "tls")] = authority.secret()
-    api.objects[MEMORY_TENANTS.path("agents", "support")] = {"metadata": {"name": "support"}}
+    metadata = {"namespace": "agents", "name": "support", "uid": "u-1", "resourceVersion": "1"}
+    api.objects[MEMORY_TENANTS.path("agents", "support")] = {"metadata": metadata}
     await until(is_ready)
     async with client(authority, ports.webhook) as session:
         assert "patch" in (await post(session, review()))[1]["response"]

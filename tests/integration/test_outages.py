@@ -1,20 +1,22 @@
 """What is answered when a shard is not there: what can be, and for the rest an error that names the shard."""
 
 import asyncio
-import json
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from engram_contract.shardmap import ShardState, restated
-from engram_sidecar.app import read_config, serving
+from engram_sidecar.app import serving
+from engram_sidecar.config import read_config
 from engram_sidecar.errors import BadConfig, PortTaken
 from engram_sidecar.settings import Settings
-from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder, write_config
+from tests.harness import Answer, Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder, write_config
 
 WAIT_S = 30
 
@@ -32,7 +34,8 @@ def own_servers() -> Iterator[tuple[RealServer, RealServer]]:
 @pytest.fixture
 def stage(own_servers: tuple[RealServer, RealServer], tmp_path: Path) -> Iterator[tuple[Tenant, SidecarThread, Http]]:
     name = "t" + str(abs(hash(str(tmp_path))))
-    tenant = asyncio.run(create_tenant(name, own_servers, tmp_path / "config"))
+    spec = {"resilience": {"recoverySeconds": 1, "failoverSeconds": 0}}
+    tenant = asyncio.run(create_tenant(name, own_servers, tmp_path / "config", spec=spec))
     settings = Settings(tenant.config_dir, http_port=0, admin_port=0, request_timeout_s=2.0)
     with SidecarThread(settings).running() as thread:
         http = Http(thread.ports.http_port)
@@ -43,6 +46,21 @@ def stage(own_servers: tuple[RealServer, RealServer], tmp_path: Path) -> Iterato
 def fill(http: Http, count: int = 40) -> dict[str, str]:
     """Key -> shard of new memories."""
     return {str(n): http("PUT", "/v1/items", {"content": f"heron {n}"}, key=str(n)).json["shard"] for n in range(count)}
+
+
+def until_status(status: int, ask: Callable[[], Answer]) -> Answer:
+    """The first answer with this status: a breaker that is open tries its node again after a while."""
+    deadline = time.monotonic() + WAIT_S
+    while (answer := ask()).status != status:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.05)
+    return answer
+
+
+def open_breakers(admin: Http) -> set[str]:
+    """The operations whose breaker of the second shard's node is not closed."""
+    line = re.compile(r'engram_breaker_state\{node="s1-0",operation="(\w+)",shard="s1"\} [12]\.0')
+    return set(line.findall(admin("GET", "/metrics").body.decode()))
 
 
 def test_a_lost_shard_fails_by_name_and_the_other_answers(stage: tuple[Tenant, SidecarThread, Http]) -> None:
@@ -74,10 +92,12 @@ def test_a_lost_shard_fails_by_name_and_the_other_answers(stage: tuple[Tenant, S
         metrics = Http(thread.ports.admin_port)
         assert b'engram_incomplete_answers_total{operation="search"} 1.0' in metrics("GET", "/metrics").body
         assert metrics("GET", "/readyz").status == 200
+        assert open_breakers(metrics) == {"store", "retrieve", "search"}
         metrics.close()
     finally:
         tenant.servers[1].start()
-    assert {http("GET", "/v1/items", key=key).status for key in made} == {200}
+    for key in made:
+        until_status(200, partial(http, "GET", "/v1/items", key=key))
 
 
 def test_without_any_shard_a_search_is_503_and_never_empty(stage: tuple[Tenant, SidecarThread, Http]) -> None:
@@ -92,7 +112,11 @@ def test_without_any_shard_a_search_is_503_and_never_empty(stage: tuple[Tenant, 
     finally:
         for server in tenant.servers:
             server.start()
-    assert len(http("GET", "/v1/memories").json["memories"]) == 5
+    deadline = time.monotonic() + WAIT_S
+    while not (whole := until_status(200, partial(http, "GET", "/v1/memories")).json)["complete"]:
+        assert time.monotonic() < deadline, whole
+        time.sleep(0.05)
+    assert len(whole["memories"]) == 5
 
 
 def test_a_shard_that_hangs_is_504_within_the_time_limit(stage: tuple[Tenant, SidecarThread, Http]) -> None:
@@ -240,8 +264,9 @@ async def test_a_taken_port_is_said(tenant: Tenant) -> None:
         ("map.json", "{", "map.json"),
         ("policy.json", "[]", "policy.json"),
         ("credentials.json", "{}", "credentials.json"),
-        ("credentials.json", '{"role": "t_x", "passwords": []}', "at least one password"),
-        ("credentials.json", '{"role": "t_x", "passwords": ["p"]}', "is not the map's tenant"),
+        ("credentials.json", '{"format": 1, "role": "t_x", "passwords": []}', "passwords"),
+        ("credentials.json", '{"format": 1, "role": "t_x", "passwords": ["p"]}', "is not the map's tenant"),
+        ("credentials.json", '{"format": 1, "role": "t_x", "passwords": ["p"], "ca": "x"}', "no certificates in PEM"),
         ("credentials.json", "\udcff", "not UTF-8"),
     ],
 )
@@ -260,10 +285,10 @@ def test_a_bad_configuration_is_named_by_its_file(
 
 def test_both_passwords_of_a_rotation_open_the_store(tenant: Tenant, tmp_path: Path) -> None:
     config = read_config(tenant.config_dir)
-    for passwords in (["wrong", *config.credentials.passwords], [*config.credentials.passwords, "wrong"]):
+    for passwords in (("wrong", *config.credentials.passwords), (*config.credentials.passwords, "wrong")):
         write_config(tmp_path, config.shard_map, config.policy)
-        credentials = {"role": config.credentials.role, "passwords": passwords}
-        (tmp_path / "credentials.json").write_text(json.dumps(credentials))
+        credentials = replace(config.credentials, passwords=passwords)
+        (tmp_path / "credentials.json").write_text(credentials.to_json())
         with SidecarThread(Settings(tmp_path, http_port=0, admin_port=0)).running() as thread:
             http = Http(thread.ports.http_port)
             assert http("GET", "/v1/memories").status == 200

@@ -20,9 +20,8 @@ from engram_sidecar.errors import (
     TooLarge,
     Unprocessable,
 )
-from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Patch, Put
+from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put
 from engram_sidecar.wire import memory_document
-from engram_sidecar.writes import Operation
 
 LIMITS = Limits()
 MADE = MemoryId(1, UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))

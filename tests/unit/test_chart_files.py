@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from engram_contract import names
+from engram_operator.injection import IDENTITY, Sidecar, build_container
+from engram_operator.tuning import Tuning
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "charts" / "engram"
@@ -124,7 +126,8 @@ def test_the_templates_spell_the_contract() -> None:
         assert f"{label}" in text
     for port in (names.CONTROL_ADMIN_PORT, names.WEBHOOK_PORT):
         assert f"containerPort: {port}}}" in text
-    assert f"path: {names.WEBHOOK_PATH}\n" in TEMPLATES["webhook.yaml"]
+    for path in (names.WEBHOOK_PATH, names.NAMESPACE_WEBHOOK_PATH):
+        assert f'"path" "{path}")' in TEMPLATES["webhook.yaml"]
     assert f"port: {names.ADMIN_PORT_NAME}," in TEMPLATES["monitors.yaml"]
     for port in (names.POSTGRES_PORT, names.PATRONI_PORT, names.REDIS_PORT):
         assert f"{{port: {port}, protocol: TCP}}" in TEMPLATES["network-policies.yaml"]
@@ -132,6 +135,23 @@ def test_the_templates_spell_the_contract() -> None:
     assert f'$label := "{names.PROTECTED_LABEL}"' in TEMPLATES["protection.yaml"]
     for plural in (names.CLUSTERS, names.TENANTS):
         assert f'"{plural}.{names.GROUP}"' in TEMPLATES["protection.yaml"]
+
+
+def test_the_guard_knows_what_the_injector_makes() -> None:
+    guard, helpers = TEMPLATES["tenant-guard.yaml"], TEMPLATES["_helpers.tpl"]
+    assert f"startsWith('{names.tenant_objects('')}')" in helpers
+    tuned = dict.fromkeys((names.HTTP_PORT_ANNOTATION, names.DRAIN_ANNOTATION), "8701")
+    tuned |= {names.ADMIN_PORT_ANNOTATION: "8702", names.LOG_LEVEL_ANNOTATION: "debug", names.DRAIN_ANNOTATION: "1"}
+    container = build_container(Sidecar("i", "Always", {}), Tuning.from_annotations(tuned, {}))
+    for each in container["env"]:
+        assert f"'{each['name']}'" in guard
+    for name, path in IDENTITY.items():
+        assert f"'{name}': '{path}'" in guard or f"'{name}': \"{path}\"" in guard
+    assert f"m.mountPath == '{names.CONFIG_DIR}'" in guard
+    assert f"c.name == '{names.SIDECAR_CONTAINER}'" in guard
+    assert f"labels[?'{names.AGENT_LABEL}']" in guard
+    assert f'eq .name "{names.ENV_SIDECAR_IMAGE}"' in guard
+    assert {*container} & {"args", "command", "envFrom", "lifecycle", "stdin", "tty", "workingDir"} == set()
 
 
 @pytest.mark.parametrize("name", ["operator-rbac.yaml", "injector-rbac.yaml"])

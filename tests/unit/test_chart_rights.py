@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from engram_contract.names import API_VERSION, CLUSTERS, GROUP, TENANTS
+from engram_operator import tenants
 from engram_operator.clients import kube
 from engram_operator.clients.kube import OWNED, Resource
 from engram_operator.hearing import resource_of
@@ -26,11 +27,12 @@ from engram_operator.triggers import WATCHED
 ROOT = Path(__file__).resolve().parent.parent.parent
 CODE = ROOT / "operator" / "engram_operator"
 TEMPLATES = ROOT / "charts" / "engram" / "templates"
-OF_INJECTOR = {"injector.py", "tls.py"}  # every other module that calls the API server is the operator's
+OF_INJECTOR = {"injector.py", "tenants.py", "tls.py"}  # every other module that calls the API server is the operator's
 Right = tuple[str, str, str]  # group, resource, verb
 
 VERBS = {
     "fetch": {"get"},
+    "find": {"get"},
     "fetch_some": {"list"},
     "fetch_labelled": {"list"},
     "fetch_all": {"list"},
@@ -41,7 +43,9 @@ VERBS = {
     "apply_status": {"patch"},
     "patch": {"patch"},
     "delete": {"delete"},
+    "evict": {"create"},
 }
+SUBRESOURCES = {"apply_status": "/status", "evict": "/eviction"}
 RULE = ("apiGroups", "resources", "verbs")
 # Objects that others make: an apply of one that is gone is refused, which is right.
 NEVER_MADE = {"namespaces", "persistentvolumeclaims"}
@@ -83,12 +87,11 @@ def unwritten() -> dict[tuple[str, str, str], set[Resource]]:
     """The calls whose resource is a variable, by module, method and text, with what gets there."""
     return {
         ("execute.py", "apply", "resource"): of_kinds(built()),
-        ("execute.py", "apply", "OWNED[kind]"): of_kinds(PRUNED),
-        ("execute.py", "fetch", "OWNED[kind]"): of_kinds(built() - {*MANAGERS}),
-        ("execute.py", "delete", "OWNED[kind]"): of_kinds({*PRUNED, "Pod"}),
+        ("execute.py", "find", "OWNED[kind]"): of_kinds(built() - {*MANAGERS}),
         ("observe.py", "fetch_labelled", "resource"): of_kinds(OWNED),
-        ("tenant.py", "fetch", "resource"): of_kinds({"ConfigMap", "Secret"}),
-        ("tenant.py", "apply", "OWNED[manifest['kind']]"): of_kinds({"ConfigMap", "Secret"}),
+        ("tenant_steps.py", "apply", "OWNED[manifest['kind']]"): of_kinds({"ConfigMap", "Secret"}),
+        ("writing.py", "apply", "OWNED[kind]"): of_kinds({*PRUNED, "Secret"}),
+        ("writing.py", "delete", "OWNED[kind]"): of_kinds({*PRUNED, "Pod", "Secret"}),
         ("writing.py", "apply_status", "kind[0]"): {kube.MEMORY_CLUSTERS, kube.MEMORY_TENANTS},
         ("hearing.py", "fetch_metadata", "resource_of(self.watched)"): watched(),
     }
@@ -120,7 +123,7 @@ def resources_of(path: Path, method: str, argument: ast.expr) -> set[Resource]:
 
 def rights_of(resource: Resource, method: str) -> Iterator[Right]:
     """The rights that a call of this method needs."""
-    plural = f"{resource.plural}/status" if method == "apply_status" else resource.plural
+    plural = resource.plural + SUBRESOURCES.get(method, "")
     for verb in VERBS[method] - ({"create"} if method == "apply" and plural in NEVER_MADE else set()):
         yield group_of(resource), plural, verb
 
@@ -151,10 +154,9 @@ def asked_by(component: str) -> set[Right]:
     """All that a component needs."""
     modules = [path for path in CODE.rglob("*.py") if (path.name in OF_INJECTOR) == (component == "injector")]
     asked = {right for path in modules for right in calls(path)}
-    if component == "operator":
-        asked |= {(group_of(each), each.plural, verb) for each in watched() for verb in ("list", "watch")}
-        asked |= set(granted_to_shards())
-    return asked
+    seen = watched() if component == "operator" else {resource_of(tenants.WATCHED)}
+    asked |= {(group_of(each), each.plural, verb) for each in seen for verb in ("list", "watch")}
+    return asked | (set(granted_to_shards()) if component == "operator" else set())
 
 
 def rules(component: str) -> list[dict[str, Any]]:
@@ -182,7 +184,7 @@ def test_the_rights_are_what_the_code_asks_for(component: str) -> None:
 
 @pytest.mark.parametrize("component", ["operator", "injector"])
 def test_a_right_is_limited_to_a_name_wherever_it_can_be(component: str) -> None:
-    ours = {"leases", "customresourcedefinitions", "mutatingwebhookconfigurations"}
+    ours = {"leases", "customresourcedefinitions", "deployments", "mutatingwebhookconfigurations"}
     limited = ours | ({"secrets"} if component == "injector" else set())  # the operator's are in every namespace
     for rule in rules(component):
         is_possible = bool(limited & {*rule["resources"]}) and rule["verbs"] != ["create"]  # which comes without a name
@@ -193,5 +195,10 @@ def test_a_right_is_limited_to_a_name_wherever_it_can_be(component: str) -> None
 def test_the_operator_deletes_no_volume_and_writes_no_wish() -> None:
     given = {right for rule in rules("operator") for right in rights_in(rule)}
     assert {verb for _, resource, verb in given if resource == "persistentvolumeclaims"} == {"list", "watch", "patch"}
-    wishes = {verb for group, resource, verb in given if group == GROUP and "/" not in resource}
-    assert wishes == {"get", "list", "watch"}
+    wishes = {(resource, verb) for group, resource, verb in given if group == GROUP and "/" not in resource}
+    read = {(resource, verb) for resource in (CLUSTERS, TENANTS) for verb in ("get", "list", "watch")}
+    assert wishes == read | {(TENANTS, "patch")}
+    # That is for the finalizer, which is no wish: the one patch of a tenant touches nothing else.
+    writes = re.compile(r"\.(apply|create|delete|patch|replace)\(\s*MEMORY_TENANTS\b")
+    writers = {path.name for path in CODE.rglob("*.py") if writes.search(path.read_text())}
+    assert writers == {"erasure.py"}

@@ -96,10 +96,13 @@ def test_a_manifest_that_asks_for_nothing_special_is_silent() -> None:
         ("MemoryCluster", {"access": {"namespaceSelector": {"matchLabels": {"a": "b"}}}}, "spec.access: "),
         ("MemoryCluster", {"deletionProtection": True}, "spec.deletionProtection: "),
         ("MemoryCluster", {"paused": True}, "spec.paused: "),
-        ("MemoryTenant", {"encryption": {}}, "tenant default/local: spec.encryption: memories are stored UNENCRYPTED"),
+        (
+            "MemoryTenant",
+            {"encryption": {}},
+            "tenant default/local: spec.encryption: memories are encrypted, and their keys lie beside",
+        ),
         ("MemoryTenant", {"audit": {}}, "tenant default/local: spec.audit: "),
-        ("MemoryTenant", {"plan": "Pro"}, "tenant default/local: spec.plan: quotas are not enforced"),
-        ("MemoryTenant", {"quota": {"memories": 5}}, "tenant default/local: spec.plan: quotas are not enforced"),
+        ("MemoryTenant", {"quota": {"requestsPerSecond": 5}}, "tenant default/local: spec.quota.requestsPerSecond: "),
         ("MemoryTenant", {"retention": "30d"}, "tenant default/local: spec.retention: "),
         ("MemoryTenant", {"compliance": ["GDPR"]}, "tenant default/local: spec.compliance: NONE"),
         ("MemoryTenant", {"allowedAgents": [{"name": "a"}]}, "tenant default/local: spec.allowedAgents: "),
@@ -110,6 +113,7 @@ def test_a_manifest_that_asks_for_nothing_special_is_silent() -> None:
         ),
         ("MemoryTenant", {"reclaimPolicy": "Delete"}, "tenant default/local: spec.reclaimPolicy: "),
         ("MemoryTenant", {"watchdog": {"restart": True}}, "tenant default/local: spec.watchdog: "),
+        ("MemoryTenant", {"sidecar": {"upgrade": "InPlace"}}, "tenant default/local: spec.sidecar: "),
     ],
 )
 def test_what_is_asked_for_and_not_done_is_one_line(kind: str, spec: dict[str, Any], line: str) -> None:

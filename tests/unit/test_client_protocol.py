@@ -11,6 +11,7 @@ import pytest
 import engram.aio
 import engram.sync
 from engram import (
+    AgentNotAllowed,
     Conflict,
     DeadlineExceeded,
     EngramError,
@@ -20,9 +21,12 @@ from engram import (
     Operation,
     OutcomeUnknown,
     Pointer,
+    QuotaExceeded,
     ReadOnlyShard,
     Refused,
     RolledBack,
+    Share,
+    TypeUsage,
     Unavailable,
     UnexpectedAnswer,
     protocol,
@@ -95,6 +99,9 @@ def answer(status: int, body: object = None, **headers: str) -> Answer:
         ),
         (protocol.build_shards(count=False), "GET", "/v1/shards", {}, None),
         (protocol.build_shards(count=True), "GET", "/v1/shards?count=true", {}, None),
+        (protocol.build_usage(), "GET", "/v1/usage", {}, None),
+        (protocol.build_audit(), "GET", "/v1/audit", {}, None),
+        (protocol.build_audit(5, "a=b"), "GET", "/v1/audit?limit=5&before=a%3Db", {}, None),
     ],
 )
 def test_each_method_sends_one_exact_request(
@@ -252,6 +259,40 @@ def test_each_status_is_one_error(status: int, leaf: type[EngramError], body: ob
     assert raised.value.status == status
 
 
+def test_a_full_quota_and_an_agent_that_is_not_allowed_are_errors_of_their_own() -> None:
+    kinds = "https://engram.dev/problems/"
+    full = error_of(answer(507, {"type": kinds + "quota-exceeded", "detail": "x", "quota": "memories", "limit": 100}))
+    assert isinstance(full, QuotaExceeded)
+    assert (full.quota, full.limit, full.status) == ("memories", 100, 507)
+    assert type(error_of(answer(507, {"detail": "another program's disk is full"}))) is UnexpectedAnswer
+    refused = {"type": kinds + "agent-not-allowed", "detail": "x", "agent": "bot", "service_account": "default"}
+    stranger = error_of(answer(403, refused))
+    assert isinstance(stranger, AgentNotAllowed)
+    assert (stranger.agent, stranger.service_account) == ("bot", "default")
+    assert type(error_of(answer(403))) is UnexpectedAnswer
+
+
+def test_usage_is_read_with_its_shares_and_types() -> None:
+    share = {"used": 3, "limit": 4, "remaining": 1, "percent": 75.0}
+    types = [{"type": "episodic", "memories": 3, "bytes": 9}]
+    body = {"memories": share, "bytes": share, "types": types, "complete": True, "failed_shards": []}
+    usage = protocol.build_usage().parse(answer(200, body))
+    assert (usage.memories, usage.bytes) == (Share(3, 4, 1, 75.0),) * 2
+    assert usage.types == (TypeUsage("episodic", 3, 9),)
+    assert usage.complete
+
+
+def test_the_audit_is_read_with_times_and_names() -> None:
+    entry = {"at": "2026-01-02T03:04:05.000006Z", "operation": "store", "outcome": "success", "status": 201}
+    body = {
+        "entries": [entry | {"namespace": ["a"], "agent": "bot"}], "next": "n", "complete": True, "failed_shards": [],
+    }  # fmt: skip
+    page = protocol.build_audit().parse(answer(200, body))
+    [first] = page
+    assert (first.at, first.namespace, first.agent) == (datetime(2026, 1, 2, 3, 4, 5, 6, UTC), ("a",), "bot")
+    assert (first.memory, first.details, page.next) == (None, {}, "n")
+
+
 def test_an_error_carries_what_the_reaction_needs() -> None:
     down = error_of(answer(503, {"detail": "shard s1 is down", "shard": "s1"}, **{"retry-after": "7"}))
     assert isinstance(down, Unavailable)
@@ -304,6 +345,8 @@ def test_a_retry_after_that_is_no_number_waits_a_second(header: str | None) -> N
         protocol.build_search("", {}),
         protocol.build_batch([]),
         protocol.build_shards(count=False),
+        protocol.build_usage(),
+        protocol.build_audit(),
     ],
 )
 def test_an_answer_of_another_program_is_said_to_be_one(request_: protocol.Request[object], body: bytes) -> None:

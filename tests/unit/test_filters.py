@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_sidecar import filters
 from engram_sidecar.errors import Unprocessable
-from engram_sidecar.filters import MAX_ALTERNATIVES, MAX_CONDITIONS, MAX_NAME_BYTES, MAX_STEPS, parse_filter
+from engram_sidecar.filters import MAX_ALTERNATIVES, MAX_CONDITIONS, MAX_NAME_BYTES, MAX_STEPS
 
 NOON = "2026-05-31T12:00:00.000000Z"
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
@@ -19,6 +20,12 @@ scalars = (
     | st.floats(allow_nan=False, allow_infinity=False)
     | texts
 )
+
+
+def parse_filter(document: object, place: str = "/filter") -> tuple[str | None, str]:
+    """The predicate over all of a memory and its variables."""
+    found = filters.parse_filter(document, place)
+    return found.path, found.variables
 
 
 def flaw_of(document: object, place: str = "/filter") -> tuple[str, str]:

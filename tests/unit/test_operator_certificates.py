@@ -15,11 +15,13 @@ from engram_operator.plan.certificates import (
     BACKDATE_S,
     CA_S,
     DAY_S,
+    LIFETIMES,
     OVERLAP_S,
     RENEW_SERVING_S,
-    ROTATE_CA_S,
     SERVING_S,
+    SHORTEST_SERVING_S,
     Certificate,
+    Lifetimes,
     Step,
     Stored,
     plan_certificates,
@@ -35,7 +37,7 @@ OLD_CA = replace(CA, fingerprint="old")
 SERVING = Certificate("serving", NOW_S - 2 * DAY_S, NOW_S + 88 * DAY_S, NAMES, "ca")
 ALONE = Stored((CA,), SERVING)
 BOTH = Stored((CA, OLD_CA), SERVING)
-SHORT_CA = replace(CA, not_after_s=NOW_S + ROTATE_CA_S - 1)
+SHORT_CA = replace(CA, not_after_s=NOW_S + LIFETIMES.rotate_ca_s - 1)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +67,17 @@ def test_the_next_step_follows_from_what_is_stored_and_published(
     assert plan_certificates(stored, frozenset(published), NAMES, NOW_S) is step
 
 
-def test_a_ca_outlives_what_it_signs() -> None:
-    assert ROTATE_CA_S > SERVING_S
-    assert CA_S > ROTATE_CA_S + OVERLAP_S
+@pytest.mark.parametrize("serving_s", [SHORTEST_SERVING_S, 3_600.0, DAY_S, SERVING_S])
+def test_a_ca_outlives_what_it_signs_however_short_their_lives(serving_s: float) -> None:
+    lifetimes = Lifetimes.of_serving(serving_s)
+    assert lifetimes.rotate_ca_s > lifetimes.serving_s
+    assert lifetimes.ca_s > lifetimes.rotate_ca_s + lifetimes.overlap_s
+    assert lifetimes.backdate_s < lifetimes.renew_serving_s < lifetimes.serving_s
+    assert lifetimes.overlap_s >= 30, "an injector reads its Secret every ten seconds"
+
+
+def test_the_usual_lives_are_the_longest() -> None:
+    assert Lifetimes.of_serving(SERVING_S) == LIFETIMES == Lifetimes()
 
 
 def test_publishing_touches_the_bundle_of_the_named_webhook_alone() -> None:
@@ -224,6 +234,25 @@ async def test_over_three_years_every_served_certificate_is_valid_and_signed_by_
         served.add(stored.serving.fingerprint)
         stage.wall_s[0] += 10 if stored.serving.signer != stored.ca.fingerprint else 4 * DAY_S
     assert 3 * 365 / 90 < len(served) < 3 * 365 / 30
+
+
+async def test_with_certificates_of_two_minutes_what_injectors_read_late_is_trusted_and_valid(stage: Stage) -> None:
+    """An hour of rounds every ten seconds, beside an injector that reads twenty seconds late."""
+    webhook = replace(WEBHOOK, lifetimes=Lifetimes.of_serving(120.0))
+    stage.keeper = CertificateKeeper(stage.store, "engram", webhook, lambda: stage.wall_s[0], OperatorMetrics())
+    await stage.round()
+    read = [stage.data] * 3
+    served: set[str] = set()
+    for _ in range(360):
+        stage.wall_s[0] += 10
+        await stage.round()
+        read = [*read[1:], stage.data]
+        late = x509.read_stored({**read[0], "ca.crt": stage.published, "ca.key": stage.data["ca.key"]}).serving
+        assert late is not None
+        assert late.is_valid_at(stage.wall_s[0])
+        assert late.signer, "its CA is still published"
+        served.add(late.fingerprint)
+    assert 360 * 10 / 120 <= len(served) <= 360 * 10 / 60
 
 
 async def test_without_a_term_nothing_is_written(stage: Stage) -> None:

@@ -77,11 +77,11 @@ class Listed(Kube):
         self.on_list: Callable[[], None] = lambda: None
 
     async def fetch_metadata(
-        self, resource: Resource, selector: str, *, timeout_s: float = 10.0
+        self, resource: Resource, selector: str, *, namespace: str | None = None, timeout_s: float = 10.0
     ) -> AsyncIterator[dict[str, Any]]:
-        self.asked.append((resource.path(None), selector))
-        for (namespace, name), (uid, version) in list(self.versions.items()):
-            yield metadata(namespace, name, uid, version)
+        self.asked.append((resource.path(namespace), selector))
+        for (home, name), (uid, version) in list(self.versions.items()):
+            yield metadata(home, name, uid, version)
         self.on_list()
         if self.fault is not None:
             raise self.fault

@@ -3,28 +3,54 @@
 import base64
 import copy
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_contract import names
 from engram_contract.names import (
+    ADMIN_PORT_ANNOTATION,
+    AGENT_LABEL,
+    APPLIED_ANNOTATION,
     CONFIG_VOLUME,
+    CPU_LIMIT_ANNOTATION,
+    CPU_REQUEST_ANNOTATION,
+    DRAIN_ANNOTATION,
     ENV_URL,
+    HTTP_PORT,
+    HTTP_PORT_ANNOTATION,
     INJECT_LABEL,
     INJECTED_LABEL,
+    LOG_LEVEL_ANNOTATION,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    MEMORY_LIMIT_ANNOTATION,
+    MEMORY_REQUEST_ANNOTATION,
+    ROTATE_ANNOTATION,
+    ROTATE_KEY_ANNOTATION,
+    SHAPE_ANNOTATION,
+    SIDECAR_BEFORE_ANNOTATION,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
+    STAGED_ANNOTATION,
     TENANT_ANNOTATION,
+    UPDATE_ANNOTATION,
 )
-from engram_operator.admission import Review, Verdict, judge
+from engram_contract.policy import Agent
+from engram_operator.admission import Candidate, Review, Verdict, judge
 from engram_operator.errors import BadReview
-from engram_operator.injection import SIDECAR_URL, Sidecar, build_container, build_patch, build_volume, find_obstacle
+from engram_operator.injection import Sidecar, build_container, build_patch, build_volume, find_obstacle, sidecar_url
+from engram_operator.tuning import Tuning
 from tests.operator_stage import patched
 
 SIDECAR = Sidecar("engram-sidecar:1", "IfNotPresent", {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi"}})
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sidecar.md"
 APP = {"name": "app", "image": "app:1"}
+SIDECAR_URL = sidecar_url(HTTP_PORT)
 
 
 def pod(**spec: Any) -> dict[str, Any]:  # noqa: ANN401  members of a manifest
@@ -50,8 +76,14 @@ def test_the_sidecar_is_a_native_one_that_meets_the_restricted_profile() -> None
     }
     assert container["resources"] == SIDECAR.resources
     assert container["ports"] == [{"name": "engram-admin", "containerPort": 7712, "protocol": "TCP"}]
-    assert {each["name"] for each in container["env"]} == {"ENGRAM_CONFIG_DIR", "ENGRAM_HOST"}
-    assert container["env"][1]["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+    assert {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in container["env"][1:]} == {
+        "ENGRAM_HOST": "status.podIP",
+        "ENGRAM_AGENT": "metadata.labels['engram.dev/agent']",
+        "ENGRAM_SERVICE_ACCOUNT": "spec.serviceAccountName",
+        "ENGRAM_POD_NAME": "metadata.name",
+        "ENGRAM_POD_UID": "metadata.uid",
+    }
+    assert container["env"][0] == {"name": "ENGRAM_CONFIG_DIR", "value": "/etc/engram"}
     assert container["startupProbe"] == {
         "httpGet": {"path": "/readyz", "port": 7712, "scheme": "HTTP"},
         "periodSeconds": 1,
@@ -82,6 +114,13 @@ def test_only_the_sidecar_mounts_the_tenants_secret_and_never_a_part_of_it() -> 
                             {"key": "map.json", "path": "map.json"},
                             {"key": "policy.json", "path": "policy.json"},
                         ],
+                    }
+                },
+                {
+                    "secret": {
+                        "name": "engram-tenant-support",
+                        "items": [{"key": "keys.json", "path": "keys.json"}],
+                        "optional": True,
                     }
                 },
             ],
@@ -144,14 +183,14 @@ def test_what_is_missing_is_made(metadata: object, volumes: object) -> None:
     ],
 )
 def test_an_obstacle_is_named(before: dict[str, Any], part: str | None) -> None:
-    found = find_obstacle(before)
+    found = find_obstacle(before, SIDECAR)
     assert (found is None) if part is None else (found is not None and part in found)
 
 
 def test_an_obstacle_is_found_behind_a_copied_annotation_too() -> None:
     before = pod(containers=[{**APP, "name": "engram"}])
     before["metadata"]["annotations"] = {SIDECAR_HASH_ANNOTATION: "0"}
-    assert find_obstacle(before) is not None
+    assert find_obstacle(before, SIDECAR) is not None
 
 
 STRANGERS: list[dict[str, Any]] = [
@@ -167,26 +206,26 @@ STRANGERS: list[dict[str, Any]] = [
 def test_a_copied_annotation_makes_no_volume_ours(volume: dict[str, Any]) -> None:
     before = injected(pod())
     before["spec"]["volumes"] = [volume]
-    assert find_obstacle(before) is not None
+    assert find_obstacle(before, SIDECAR) is not None
 
 
 def test_a_copied_annotation_and_volume_make_no_pod_ours_without_our_sidecar() -> None:
     before = injected(pod())
     before["spec"]["initContainers"] = []
-    assert "engram-config" in (find_obstacle(before) or "")
+    assert "engram-config" in (find_obstacle(before, SIDECAR) or "")
 
 
 def test_a_container_of_an_injected_pod_that_mounts_the_credentials_is_an_obstacle() -> None:
     before = injected(pod())
-    assert find_obstacle(before) is None
+    assert find_obstacle(before, SIDECAR) is None
     before["spec"]["containers"][0]["volumeMounts"] = [{"name": CONFIG_VOLUME, "mountPath": "/x"}]
-    assert "credentials" in (find_obstacle(before) or "")
+    assert "credentials" in (find_obstacle(before, SIDECAR) or "")
 
 
 def test_another_sidecar_replaces_the_old_one_where_it_stands() -> None:
     old = injected(pod(initContainers=[{"name": "setup", "image": "x"}], volumes=[{"name": "data", "emptyDir": {}}]))
     old["spec"]["initContainers"].insert(0, {"name": "mesh", "image": "y", "env": [{"name": ENV_URL, "value": "z"}]})
-    assert find_obstacle(old) is None
+    assert find_obstacle(old, SIDECAR) is None
     new = injected(old, "sales", Sidecar("engram-sidecar:2", "Always", {}))
     assert [each["name"] for each in new["spec"]["initContainers"]] == ["mesh", "engram", "setup"]
     assert [each["name"] for each in new["spec"]["volumes"]] == ["data", CONFIG_VOLUME]
@@ -202,6 +241,109 @@ def test_a_container_that_came_after_us_is_told_at_the_second_call() -> None:
     assert build_patch(once, "support", SIDECAR) == (
         {"op": "add", "path": "/spec/containers/1/env", "value": [{"name": ENV_URL, "value": SIDECAR_URL}]},
     )
+
+
+def annotated(**annotations: str) -> dict[str, Any]:
+    return {**pod(), "metadata": {"annotations": annotations}}
+
+
+def test_a_pod_tunes_its_own_sidecar() -> None:
+    asked = {
+        CPU_REQUEST_ANNOTATION: "100m",
+        MEMORY_LIMIT_ANNOTATION: "1Gi",
+        LOG_LEVEL_ANNOTATION: "debug",
+        DRAIN_ANNOTATION: "0",
+        HTTP_PORT_ANNOTATION: "8711",
+        ADMIN_PORT_ANNOTATION: "8712",
+    }
+    before = annotated(**asked)
+    assert find_obstacle(before, SIDECAR) is None
+    spec = injected(before)["spec"]
+    (container,) = spec["initContainers"]
+    assert container["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}}
+    assert {each["name"]: each.get("value") for each in container["env"]}.items() >= {
+        ("ENGRAM_LOG_LEVEL", "debug"),
+        ("ENGRAM_DRAIN_SECONDS", "0"),
+        ("ENGRAM_HTTP_PORT", "8711"),
+        ("ENGRAM_ADMIN_PORT", "8712"),
+    }
+    assert container["ports"][0]["containerPort"] == 8712
+    assert {container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "liveness", "readiness")} == {8712}
+    assert spec["containers"][0]["env"] == [{"name": ENV_URL, "value": "http://127.0.0.1:8711"}]
+    assert SIDECAR.resources == {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi"}}, (
+        "the next pod's are its own"
+    )
+
+
+def test_ports_are_judged_as_the_pod_tunes_them() -> None:
+    before = pod(containers=[{**APP, "ports": [{"containerPort": 7711}]}])
+    before["metadata"]["annotations"] = {HTTP_PORT_ANNOTATION: "8711"}
+    assert find_obstacle(before, SIDECAR) is None
+    before["spec"]["containers"][0]["ports"] = [{"containerPort": 8711}]
+    assert "declares port 8711" in (find_obstacle(before, SIDECAR) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        (CPU_REQUEST_ANNOTATION, "much", "no amount of CPU"),
+        (CPU_LIMIT_ANNOTATION, "0", "more than 0"),
+        (CPU_LIMIT_ANNOTATION, "10m", None),
+        (CPU_LIMIT_ANNOTATION, "60m", ""),
+        (MEMORY_REQUEST_ANNOTATION, "257Mi", "above its limit 256Mi"),
+        (MEMORY_REQUEST_ANNOTATION, "256Mi", ""),
+        (MEMORY_REQUEST_ANNOTATION, "-1", "no amount of bytes"),
+        (MEMORY_LIMIT_ANNOTATION, "1GB", "no amount of bytes"),
+        (MEMORY_LIMIT_ANNOTATION, "", "no amount of bytes"),
+        (LOG_LEVEL_ANNOTATION, "WARN", "none of debug, info, warning, error"),
+        (LOG_LEVEL_ANNOTATION, "", "none of debug"),
+        (DRAIN_ANNOTATION, "121", "from 0 to 120"),
+        (DRAIN_ANNOTATION, "120", ""),
+        (DRAIN_ANNOTATION, "1.5", "no whole number"),
+        (HTTP_PORT_ANNOTATION, "1023", "from 1024 to 65535"),
+        (HTTP_PORT_ANNOTATION, "65536", "from 1024 to 65535"),
+        (HTTP_PORT_ANNOTATION, "7712", "both"),
+        (ADMIN_PORT_ANNOTATION, "7711", "both"),
+        (ADMIN_PORT_ANNOTATION, "x" * 9_000, "no whole number"),
+    ],
+)
+def test_a_bad_annotation_is_named_with_its_reason(name: str, value: str, reason: str | None) -> None:
+    found = find_obstacle(annotated(**{name: value}), SIDECAR)
+    if reason == "":
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith(f"annotation {name}: ")
+        assert (reason or "above its limit 10m") in found
+
+
+def test_the_page_has_every_annotation_once() -> None:
+    table = re.findall(r"^\| `([a-z.]+/[a-z-]+)` \|", PAGE.read_text(), re.MULTILINE)
+    made = {
+        SIDECAR_HASH_ANNOTATION,
+        SIDECAR_BEFORE_ANNOTATION,
+        APPLIED_ANNOTATION,
+        SHAPE_ANNOTATION,
+        STAGED_ANNOTATION,
+    }
+    asked_of_others = {ROTATE_ANNOTATION, ROTATE_KEY_ANNOTATION, UPDATE_ANNOTATION}
+    every = {value for name, value in vars(names).items() if name.endswith("_ANNOTATION")}
+    assert sorted(table) == sorted(every - made - asked_of_others)
+
+
+def test_an_address_that_an_earlier_injection_gave_follows_the_port_and_others_stay() -> None:
+    own = {"name": ENV_URL, "value": "http://elsewhere"}
+    once = injected(
+        pod(containers=[APP, {**APP, "name": "b", "env": [{"name": "A"}]}, {**APP, "name": "c", "env": [own]}])
+    )
+    once["metadata"]["annotations"][HTTP_PORT_ANNOTATION] = "8711"
+    twice = injected(once)
+    new = {"name": ENV_URL, "value": "http://127.0.0.1:8711"}
+    assert [each["env"] for each in twice["spec"]["containers"]] == [[new], [{"name": "A"}, new], [own]]
+    assert len(twice["spec"]["initContainers"]) == 1
+    assert build_patch(twice, "support", SIDECAR) == ()
+    del twice["metadata"]["annotations"][HTTP_PORT_ANNOTATION]
+    assert injected(twice)["spec"] == injected(pod(containers=once["spec"]["containers"]))["spec"]
 
 
 NAMES = st.sampled_from(["a", "b", "setup", "mesh", "x~y/z"])
@@ -233,7 +375,7 @@ def test_the_patch_adds_the_sidecar_and_nothing_else_and_twice_is_once(before: d
     after = injected(before)
     assert build_patch(after, "support", SIDECAR) == ()
     assert without_ours(after) == without_ours(before)
-    assert after["spec"]["initContainers"][0] == build_container(SIDECAR)
+    assert after["spec"]["initContainers"][0] == build_container(SIDECAR, Tuning(SIDECAR.resources))
     assert after["spec"]["volumes"][-1] == build_volume("support")
     assert after["metadata"]["labels"][INJECTED_LABEL] == "true"
     others = [*after["spec"]["initContainers"][1:], *after["spec"]["containers"]]
@@ -255,6 +397,9 @@ def without_ours(given: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+SUPPORT = Candidate("support", (Agent("*", "*"),))
+
+
 def review(before: dict[str, Any], **request: Any) -> bytes:  # noqa: ANN401  members of a request
     asked = {
         "uid": "u-1",
@@ -269,7 +414,7 @@ def review(before: dict[str, Any], **request: Any) -> bytes:  # noqa: ANN401  me
 
 def test_a_review_is_answered_with_the_patch_and_the_uid() -> None:
     asked = Review.from_json(review(pod()))
-    answer = json.loads(judge(asked, ("support",), SIDECAR).to_json(asked.uid))
+    answer = json.loads(judge(asked, (SUPPORT,), SIDECAR).to_json(asked.uid))
     assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
     response = answer["response"]
     assert (response["uid"], response["allowed"], response["patchType"]) == ("u-1", True, "JSONPatch")
@@ -292,7 +437,7 @@ def test_a_pod_whose_tenant_is_not_clear_is_allowed_with_a_warning(
 ) -> None:
     before = pod()
     before["metadata"]["annotations"] = {TENANT_ANNOTATION: annotation}
-    verdict = judge(Review.from_json(review(before)), tenants, SIDECAR)
+    verdict = judge(Review.from_json(review(before)), tuple(map(Candidate, tenants)), SIDECAR)
     response = json.loads(verdict.to_json("u-1"))["response"]
     assert response["allowed"] is True
     assert "patch" not in response
@@ -303,7 +448,7 @@ def test_a_pod_whose_tenant_is_not_clear_is_allowed_with_a_warning(
 
 def test_every_warning_fits_into_what_the_api_server_shows_whole() -> None:
     for more in ({"ports": [{"containerPort": 7711}]}, {"volumeMounts": [{"name": CONFIG_VOLUME}]}):
-        conflict = find_obstacle(pod(containers=[{"name": "c" * 63, **more}]))
+        conflict = find_obstacle(pod(containers=[{"name": "c" * 63, **more}]), SIDECAR)
         assert conflict is not None
         assert len(json.loads(Verdict(warning=conflict).to_json("u"))["response"]["warnings"][0]) < 256
 
@@ -321,7 +466,7 @@ def test_every_warning_fits_into_what_the_api_server_shows_whole() -> None:
     ],
 )
 def test_who_does_not_ask_gets_nothing(asked: bytes) -> None:
-    assert judge(Review.from_json(asked), ("support",), SIDECAR) == Verdict()
+    assert judge(Review.from_json(asked), (SUPPORT,), SIDECAR) == Verdict()
 
 
 @pytest.mark.parametrize(
@@ -351,6 +496,7 @@ def test_who_does_not_ask_gets_nothing(asked: bytes) -> None:
         review(pod(containers={})),
         review(pod(initContainers=["x"])),
         review(pod(volumes=[None])),
+        review(pod(serviceAccountName=7)),
         review(pod(containers=[{**APP, "env": "x"}])),
         review(pod(containers=[{**APP, "volumeMounts": [7]}])),
         b"[" * 100_000,
@@ -359,3 +505,93 @@ def test_who_does_not_ask_gets_nothing(asked: bytes) -> None:
 def test_what_is_no_review_is_said_to_be_none(body: bytes) -> None:
     with pytest.raises(BadReview):
         Review.from_json(body)
+
+
+def tenant(allowed: object) -> Candidate:
+    return Candidate.from_resource({"metadata": {"name": "support"}, "spec": {"allowedAgents": allowed}})
+
+
+BOTS = [{"name": "bot-*", "serviceAccount": "runner"}, {"name": "clerk"}]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "label", "account", "words"),
+    [
+        (None, None, None, None),
+        (None, None, "runner", None),
+        (None, "", "runner", None),
+        ([], "runner", "runner", None),
+        (None, "bot", None, "has no spec.allowedAgents, so it does not admit agent bot of ServiceAccount default"),
+        (BOTS, "bot-7", "runner", None),
+        (BOTS, None, "clerk", None),
+        (BOTS, "bot-7", "clerk", "does not admit agent bot-7 of ServiceAccount clerk (spec.allowedAgents)"),
+        (BOTS, None, None, "does not admit agent default of ServiceAccount default"),
+        ([{"name": "Bot!"}], "bot", None, "of MemoryTenant support, spec.allowedAgents[0].name: "),
+        ([{"nme": "bot"}], "bot", None, "of MemoryTenant support, spec.allowedAgents[0].nme: unknown field"),
+        ("bot", "bot", None, "spec.allowedAgents: 'bot' is no list"),
+        (7, None, None, "spec.allowedAgents: 7 is no list"),
+    ],
+)
+def test_only_agents_that_the_tenant_admits_get_its_memory(
+    allowed: object, label: str | None, account: str | None, words: str | None
+) -> None:
+    before = pod(**({} if account is None else {"serviceAccountName": account}))
+    before["metadata"]["labels"] |= {} if label is None else {AGENT_LABEL: label}
+    verdict = judge(Review.from_json(review(before)), (tenant(allowed),), SIDECAR)
+    assert bool(verdict.operations) == (words is None)
+    assert (words or "") in verdict.warning
+
+
+@pytest.mark.parametrize("spec", [None, [], "x", {}, {"isolation": 7, "unknown": {}}])
+def test_what_else_is_wrong_with_a_tenant_is_not_admissions_business(spec: object) -> None:
+    found = Candidate.from_resource({"metadata": {"name": "support"}, "spec": spec})
+    assert judge(Review.from_json(review(pod())), (found,), SIDECAR).operations
+
+
+@pytest.mark.parametrize(
+    ("label", "is_namespace_wide", "is_injected"),
+    [
+        (None, True, True),
+        ("", True, True),
+        ("yes", True, True),
+        ("true", True, True),
+        ("false", True, False),
+        (None, False, False),
+        ("true", False, True),
+    ],
+)
+def test_a_namespace_asks_for_every_pod_that_does_not_decline(
+    label: str | None, is_namespace_wide: bool, is_injected: bool
+) -> None:
+    before = {**pod(), "metadata": {"labels": {} if label is None else {INJECT_LABEL: label}}}
+    asked = Review.from_json(review(before), is_namespace_wide=is_namespace_wide)
+    assert bool(judge(asked, (SUPPORT,), SIDECAR).operations) == is_injected
+
+
+def test_a_shard_in_a_namespace_that_asks_is_let_alone() -> None:
+    before = {**pod(), "metadata": {"labels": {MANAGED_BY_LABEL: MANAGED_BY}}}
+    assert judge(Review.from_json(review(before), is_namespace_wide=True), (SUPPORT,), SIDECAR) == Verdict()
+
+
+def test_a_namespaces_pod_with_an_obstacle_is_told_too() -> None:
+    asked = Review.from_json(review({**pod(hostNetwork=True), "metadata": {}}), is_namespace_wide=True)
+    assert "hostNetwork" in judge(asked, (SUPPORT,), SIDECAR).warning
+
+
+@pytest.mark.parametrize(
+    ("body", "flaw"),
+    [
+        ({"metadata": {"name": "t", "deletionTimestamp": "2026-11-21T00:00:00Z"}}, "is being deleted"),
+        (
+            {"metadata": {"name": "t"}, "status": {"conditions": [{"type": "Ready", "reason": "NotAdmitted"}]}},
+            "namespaceSelector",
+        ),
+        ({"metadata": {"name": "t"}, "status": {"conditions": [{"type": "Ready", "reason": "ShardSilent"}]}}, ""),
+        ({"metadata": {"name": "t"}, "status": {"conditions": ["odd", None]}}, ""),
+        ({"metadata": {"name": "t"}, "status": "odd"}, ""),
+    ],
+)
+def test_a_tenant_whose_files_never_come_gets_no_pods(body: dict[str, Any], flaw: str) -> None:
+    found = Candidate.from_resource(body)
+    assert bool(found.flaw) is bool(flaw)
+    assert flaw in found.flaw

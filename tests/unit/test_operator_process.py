@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from engram_contract import names
+from engram_contract.policy import PLAN_QUOTAS, Plan, Quota
 from engram_operator.app import CrdWatch
 from engram_operator.clients.kube import CRDS, LEASES
 from engram_operator.clients.leases import Leases
@@ -19,6 +20,7 @@ from engram_operator.life import until_one_ends
 from engram_operator.logs import JsonLines
 from engram_operator.manifests.site import Site
 from engram_operator.metrics import InjectorMetrics, OperatorMetrics
+from engram_operator.plan.certificates import Lifetimes
 from engram_operator.plan.lease import MAX_LEASE_S, stands_s
 from engram_operator.plan.readiness import (
     OUR_CRDS,
@@ -29,7 +31,7 @@ from engram_operator.plan.readiness import (
     liveness_fault,
     operator_fault,
 )
-from engram_operator.settings import Identity, InjectorSettings, OperatorSettings
+from engram_operator.settings import Identity, Injection, InjectorSettings, OperatorSettings
 from engram_operator.tls import ServedCertificate
 from tests.operator_stage import Store, run_virtually
 
@@ -51,6 +53,34 @@ SHARDS = {
 }
 
 
+def test_the_plans_are_the_installations_and_the_usual_ones_where_it_is_silent() -> None:
+    plans = json.dumps({"Free": {"memories": 7, "storage": "1Gi", "requestsPerSecond": 2}, "Pro": {"memories": 50}})
+    terms = OperatorSettings.from_env(OPERATOR | SHARDS | {names.ENV_PLANS: plans}).terms
+    assert terms.plans[Plan.FREE] == Quota(memories=7, storage_bytes=1 << 30, requests_per_second=2)
+    assert terms.plans[Plan.PRO] == replace(PLAN_QUOTAS[Plan.PRO], memories=50)
+    assert terms.plans[Plan.ENTERPRISE] == PLAN_QUOTAS[Plan.ENTERPRISE]
+    assert terms.file_grace_s == 300
+    assert OperatorSettings.from_env(OPERATOR | SHARDS).terms.plans == PLAN_QUOTAS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        (names.ENV_PLANS, "{", "ENGRAM_PLANS: "),
+        (names.ENV_PLANS, "[]", "Free, Pro, Enterprise"),
+        (names.ENV_PLANS, '{"Gold": {}}', "Free, Pro, Enterprise"),
+        (names.ENV_PLANS, '{"Free": {"memories": 0}}', r"Free\.memories"),
+        (names.ENV_PLANS, '{"Free": {"storage": "lots"}}', r"Free\.storage"),
+        (names.ENV_PLANS, '{"Free": {"rate": 1}}', r"Free\.rate"),
+        (names.ENV_FILE_GRACE_S, "soon", "ENGRAM_FILE_GRACE_SECONDS"),
+        (names.ENV_FILE_GRACE_S, "-1", "ENGRAM_FILE_GRACE_SECONDS"),
+    ],
+)
+def test_wrong_terms_name_what_is_wrong(name: str, text: str, reason: str) -> None:
+    with pytest.raises(BadSettings, match=reason):
+        OperatorSettings.from_env(OPERATOR | SHARDS | {name: text})
+
+
 def test_the_operators_environment_is_a_value() -> None:
     settings = OperatorSettings.from_env(OPERATOR | SHARDS)
     labels = (("app", "engram"), ("part", "operator"))
@@ -58,6 +88,14 @@ def test_the_operators_environment_is_a_value() -> None:
     assert settings.identity == Identity("engram", POD[names.ENV_POD_NAME], 8080)
     assert settings.webhook is not None
     assert settings.webhook.dns_names == ("injector.engram.svc", "injector.engram.svc.cluster.local")
+
+
+def test_an_operator_beside_an_injector_knows_its_sidecar() -> None:
+    assert OperatorSettings.from_env(OPERATOR | SHARDS).injection is None
+    settings = OperatorSettings.from_env(OPERATOR | SHARDS | INJECTOR | {names.ENV_INJECTOR: "engram-injector"})
+    assert settings.injection == Injection("engram", "engram-injector", InjectorSettings.from_env(INJECTOR).sidecar)
+    with pytest.raises(BadSettings, match=names.ENV_SIDECAR_IMAGE):
+        OperatorSettings.from_env(OPERATOR | SHARDS | {names.ENV_INJECTOR: "engram-injector"})
 
 
 def test_without_a_webhook_configuration_there_is_nothing_to_keep() -> None:
@@ -89,6 +127,19 @@ def test_the_injectors_environment_has_defaults_for_the_sidecar() -> None:
         "requests": {"cpu": "50m", "memory": "96Mi"},
         "limits": {"memory": "256Mi"},
     }
+
+
+@pytest.mark.parametrize("text", ["119", "7776001", "-1", "120.5", "x" * 9_000])
+def test_an_operator_takes_no_life_of_certificates_that_it_cannot_keep(text: str) -> None:
+    with pytest.raises(BadSettings, match=rf"^{names.ENV_CERTIFICATE_S} must be whole seconds, 120 to 7776000"):
+        OperatorSettings.from_env(OPERATOR | {names.ENV_CERTIFICATE_S: text})
+
+
+@pytest.mark.parametrize(("text", "serving_s"), [("", 7_776_000.0), ("120", 120.0)])
+def test_an_operator_is_told_how_long_certificates_live(text: str, serving_s: float) -> None:
+    webhook = OperatorSettings.from_env(OPERATOR | SHARDS | {names.ENV_CERTIFICATE_S: text}).webhook
+    assert webhook is not None
+    assert webhook.lifetimes == Lifetimes.of_serving(serving_s)
 
 
 @pytest.mark.parametrize("missing", [*sorted(OPERATOR.keys() - {names.ENV_WEBHOOK_CONFIG})])
@@ -303,9 +354,13 @@ def test_every_metric_is_there_under_its_name() -> None:
     operator, injector = OperatorMetrics(), InjectorMetrics()
     operator.set_leader(is_leader=True)
     operator.set_certificate_expiry(5.0)
+    operator.show_certificate_days_left(lambda: 80.5)
     operator.count_request("get", "200")
     injector.observe_review("injected", 0.01)
     injector.set_certificate_expiry(6.0)
+    injector.show_certificate_days_left(lambda: 79.0)
+    injector.show_tenants_proved(lambda: True)
+    injector.count_lookup("memory")
     told = (operator.render() + injector.render()).decode().splitlines()
     assert not [line for line in told if "_created" in line]
     assert {
@@ -317,4 +372,9 @@ def test_every_metric_is_there_under_its_name() -> None:
         'engram_injector_reviews_total{result="bad"} 0.0',
         "engram_injector_review_seconds_count 1.0",
         "engram_injector_certificate_expiry_seconds 6.0",
+        "engram_operator_certificate_days_left 80.5",
+        "engram_injector_certificate_days_left 79.0",
+        "engram_injector_tenants_proved 1.0",
+        'engram_injector_lookups_total{source="memory"} 1.0',
+        'engram_injector_lookups_total{source="api"} 0.0',
     } <= set(told)

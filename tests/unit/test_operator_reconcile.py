@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from engram_contract.names import CLUSTER_KIND
-from engram_operator.clients.kube import MEMORY_CLUSTERS, NAMESPACES, OWNED
+from engram_contract.names import CLUSTER_KIND, CLUSTER_LABEL, SCOPE_LABEL, SHARD_LABEL
+from engram_operator.clients.kube import MEMORY_CLUSTERS, NAMESPACES, OWNED, Manifest
 from engram_operator.controller import Outcome
 from engram_operator.errors import ApiUnavailable, LostLease
 from engram_operator.events import Recorder
@@ -138,6 +138,40 @@ async def test_a_cluster_that_is_gone_or_going_is_left_alone() -> None:
     assert await stage.run() == Outcome("gone")
     stage.apply({})
     stage.store.get(MEMORY_CLUSTERS, "ns", "mem")["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert await stage.run() == Outcome("gone")
+    assert stage.written() == []
+
+
+def part(kind: str, name: str, **metadata: object) -> Manifest:
+    """An object of the cluster's first shard."""
+    labels = {CLUSTER_LABEL: "mem", SHARD_LABEL: "s0", SCOPE_LABEL: "mem-s0"}
+    return {"kind": kind, "metadata": {"name": name, "namespace": "ns", "uid": name, "labels": labels} | metadata}
+
+
+async def test_a_lock_that_a_member_made_in_its_last_moment_goes_after_it() -> None:
+    stage = Stage()
+    del stage.store.objects[MEMORY_CLUSTERS.path("ns", "mem")]
+    stage.store.put(OWNED["ConfigMap"], part("ConfigMap", "mem-s0-leader"))
+    stage.store.put(OWNED["ConfigMap"], part("ConfigMap", "mem-s0-mine"))
+    stage.store.put(OWNED["ConfigMap"], part("ConfigMap", "mem-s0-sync", ownerReferences=[{"uid": "other"}]))
+    member = stage.store.put(OWNED["Pod"], part("Pod", "mem-s0-0"))
+    volume = part("PersistentVolumeClaim", "data-mem-s0-0", deletionTimestamp="2026-01-01T00:00:00Z")
+    stage.store.put(OWNED["PersistentVolumeClaim"], volume)
+    assert (await stage.run()).result == "waiting"
+    del stage.store.objects[OWNED["Pod"].path("ns", member["metadata"]["name"])]
+    assert (await stage.run()).result == "waiting"
+    assert stage.written() == []
+    del stage.store.objects[OWNED["PersistentVolumeClaim"].path("ns", "data-mem-s0-0")]
+    assert await stage.run() == Outcome("gone", done=("remove ConfigMap mem-s0-leader",))
+    assert stage.written() == [OWNED["ConfigMap"].path("ns", "mem-s0-leader")]
+    assert await stage.run() == Outcome("gone")
+
+
+async def test_the_lock_of_a_cluster_whose_volumes_are_kept_is_kept() -> None:
+    stage = Stage()
+    del stage.store.objects[MEMORY_CLUSTERS.path("ns", "mem")]
+    stage.store.put(OWNED["ConfigMap"], part("ConfigMap", "mem-s0-leader"))
+    stage.store.put(OWNED["PersistentVolumeClaim"], part("PersistentVolumeClaim", "data-mem-s0-0"))
     assert await stage.run() == Outcome("gone")
     assert stage.written() == []
 

@@ -72,6 +72,17 @@ def test_a_tenant_concerns_its_cluster_and_a_cluster_its_tenants() -> None:
     assert heard((MEMORY_TENANTS, None, tenant), gone, (MEMORY_CLUSTERS, None, cluster))[4:] == [CLUSTER]
 
 
+def test_pods_that_came_or_went_concern_the_tenants_of_their_namespace() -> None:
+    keys: list[Key] = []
+    triggers = Triggers(keys.append)
+    triggers.hear(MEMORY_TENANTS, None, manifest("team", spec={"clusterRef": {"name": "mem"}}))
+    keys.clear()
+    triggers.look_at("other")
+    assert keys == []
+    triggers.look_at(TENANT.namespace)
+    assert keys == [TENANT]
+
+
 def test_what_is_unheard_concerns_its_owner_or_all_clusters_of_its_namespace() -> None:
     keys: list[Key] = []
     triggers = Triggers(keys.append)

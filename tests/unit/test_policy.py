@@ -112,7 +112,25 @@ def test_without_a_list_an_agent_is_its_account() -> None:
     assert not opened.admits("someone", "else")
 
 
-@pytest.mark.parametrize("policy", [POLICY, replace(POLICY, embedder=None, allowed_agents=(), compliance=())])
+@pytest.mark.parametrize(
+    ("allowed", "agent", "account", "is_admitted"),
+    [
+        (Agent("crew-*", "crew"), "crew-one", "crew", True),
+        (Agent("crew-*", "crew"), "crew-one", "crew-one", False),
+        (Agent("crew-*", "crew"), "pilot", "crew", False),
+        (Agent("crew-*"), "crew-one", "crew-one", True),
+        (Agent("crew-*"), "crew-one", "crew-two", False),
+        (Agent("*", "team.*"), "anyone", "team.a", True),
+        (Agent("*", "team.*"), "anyone", "teams", False),
+    ],
+)
+def test_a_pattern_admits_what_it_matches(allowed: Agent, agent: str, account: str, is_admitted: bool) -> None:
+    assert replace(POLICY, allowed_agents=(allowed,)).admits(agent, account) is is_admitted
+
+
+@pytest.mark.parametrize(
+    "policy", [POLICY, replace(POLICY, generation=7, embedder=None, allowed_agents=(), compliance=())]
+)
 def test_json_gives_the_same_policy_back(policy: Policy) -> None:
     assert Policy.from_json(policy.to_json()) == policy
 
@@ -137,12 +155,21 @@ GOOD = json.loads(POLICY.to_json())
         ({"residency": "EU"}, "residency"),
         ({"embedder": {"url": "models", "model": "m", "dimensions": 1}}, "embedder.url"),
         ({"embedder": {"url": "http://m", "model": "m", "dimensions": 0}}, "embedder.dimensions"),
+        ({"resilience": {"deadline_seconds": 0}}, "resilience.deadline_seconds"),
+        ({"resilience": {"retry_percent": 100}}, "resilience.retry_percent"),
     ],
 )
 def test_a_bad_policy_names_its_fault(change: dict[str, Any], fault: str) -> None:
     with pytest.raises(BadPolicy) as caught:
         Policy.from_json(json.dumps(GOOD | change))
     assert caught.value.path == fault
+
+
+def test_a_policy_of_an_older_operator_has_the_asked_breakers() -> None:
+    older = {name: value for name, value in GOOD.items() if name != "resilience"}
+    tuned = Policy.from_json(json.dumps(older)).resilience
+    assert (tuned.store_failures, tuned.retrieve_failures, tuned.search_failures) == (3, 5, 5)
+    assert (tuned.recovery_seconds, tuned.failover_seconds, tuned.retry_percent) == (60, 10, 10)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, '{"format":1,"format":1}', "Infinity"])

@@ -9,17 +9,24 @@ import pytest
 from engram_contract.names import PROBLEM_BASE
 from engram_sidecar import errors
 from engram_sidecar.errors import (
+    AgentNotAllowed,
     BadConfig,
     BadRequest,
+    BreakerOpen,
     DeadlineExceeded,
     FailedDependency,
     Flaw,
+    KeyMissing,
+    NodeRefused,
     NotFound,
     OutcomeUnknown,
     PortTaken,
     PreconditionFailed,
+    QuotaExceeded,
+    SealBroken,
     ShardReadOnly,
     ShardUnavailable,
+    Shed,
     SidecarError,
     SlotMoved,
     TooLarge,
@@ -29,13 +36,20 @@ from engram_sidecar.problems import problem, to_problem
 
 ANSWERED = [
     (BadRequest("the form"), 400, "bad-request"),
+    (AgentNotAllowed("bot", "default"), 403, "agent-not-allowed"),
     (NotFound("0af9-..."), 404, "not-found"),
     (ShardReadOnly("s1"), 409, "shard-read-only"),
     (PreconditionFailed("If-Match"), 412, "precondition-failed"),
     (TooLarge("bytes", 8), 413, "too-large"),
     (Unprocessable(Flaw("/x", "is wrong")), 422, "unprocessable"),
     (FailedDependency("another"), 424, "failed-dependency"),
+    (KeyMissing(3), 503, "key-missing"),
+    (SealBroken("authentication"), 500, "seal-broken"),
+    (QuotaExceeded("s1", "memories", 100), 507, "quota-exceeded"),
     (ShardUnavailable("s1", "gone"), 503, "shard-unavailable"),
+    (NodeRefused("s1", "no session"), 503, "node-refused"),
+    (BreakerOpen("s1", "left alone"), 503, "breaker-open"),
+    (Shed("s1", "too many wait"), 503, "overloaded"),
     (OutcomeUnknown("s1", "lost"), 503, "outcome-unknown"),
     (DeadlineExceeded("s1", "late"), 504, "deadline-exceeded"),
 ]
@@ -124,6 +138,16 @@ def test_a_shard_that_does_not_answer_is_named_with_a_time_to_try_again(kind: ty
 def test_a_read_only_shard_is_named_without_a_time() -> None:
     found = to_problem(ShardReadOnly("s1"))
     assert (found.document["shard"], found.headers) == ("s1", {})
+
+
+def test_a_full_quota_is_told_by_what_is_full_and_its_size_and_without_a_time_to_try_again() -> None:
+    found = to_problem(QuotaExceeded("s1", "memories", 100))
+    assert (found.document["quota"], found.document["limit"], found.headers) == ("memories", 100, {})
+
+
+def test_an_agent_that_is_not_allowed_is_named_with_its_service_account() -> None:
+    document = to_problem(AgentNotAllowed("bot", "default")).document
+    assert (document["agent"], document["service_account"]) == ("bot", "default")
 
 
 def test_a_problem_may_say_more() -> None:

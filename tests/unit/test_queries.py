@@ -44,7 +44,7 @@ def test_a_query_says_what_it_answers_and_names_no_tenant(name: str) -> None:
 def test_every_query_is_asked_and_every_question_is_a_query(checkout: Path) -> None:
     source = "".join(path.read_text("utf-8") for path in (checkout / "sidecar/engram_sidecar").glob("*.py"))
     assert {name for name in QUERIES if f'"{name}"' in source} == set(QUERIES)
-    asked = set(re.findall(r'\b(?:run|run_many|read|write)\(\s*(?:place,\s*)?"(\w+)"', source))
+    asked = set(re.findall(r'\b(?:run|read|write)\(\s*(?:place,\s*)?"(\w+)"', source))
     assert asked
     assert asked <= set(QUERIES)
 

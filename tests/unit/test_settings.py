@@ -1,12 +1,27 @@
 """The environment of a sidecar: what is set, what is not, and a bad value that is named."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engram_contract.names import ADMIN_PORT, ENV_ADMIN_PORT, ENV_CONFIG_DIR, ENV_HOST, ENV_HTTP_PORT, HTTP_PORT
+from engram_contract.names import (
+    ADMIN_PORT,
+    ENV_ADMIN_PORT,
+    ENV_AGENT,
+    ENV_CONFIG_DIR,
+    ENV_DRAIN_S,
+    ENV_HOST,
+    ENV_HTTP_PORT,
+    ENV_LOG_LEVEL,
+    ENV_POD_NAME,
+    ENV_POD_UID,
+    ENV_SERVICE_ACCOUNT,
+    HTTP_PORT,
+)
 from engram_sidecar.errors import BadConfig
+from engram_sidecar.identity import Identity, Pod
 from engram_sidecar.settings import Settings
 
 FOLDER = {ENV_CONFIG_DIR: "/etc/engram"}
@@ -26,6 +41,20 @@ USUAL = Settings(Path("/etc/engram"))
         ({ENV_ADMIN_PORT: ""}, USUAL),
         ({ENV_HOST: "0.0.0.0"}, replace(USUAL, admin_host="0.0.0.0")),  # noqa: S104  what a pod says for its probes
         ({ENV_HOST: ""}, USUAL),
+        ({ENV_DRAIN_S: "0"}, replace(USUAL, drain_timeout_s=0)),
+        ({ENV_DRAIN_S: "3600"}, replace(USUAL, drain_timeout_s=3600)),
+        ({ENV_LOG_LEVEL: "debug"}, replace(USUAL, log_level=logging.DEBUG)),
+        ({ENV_LOG_LEVEL: "WARNING"}, replace(USUAL, log_level=logging.WARNING)),
+        ({ENV_LOG_LEVEL: "", ENV_DRAIN_S: "", ENV_AGENT: "", ENV_SERVICE_ACCOUNT: "", ENV_POD_NAME: ""}, USUAL),
+        ({ENV_SERVICE_ACCOUNT: "bots.team"}, replace(USUAL, identity=Identity("bots.team", "bots.team"))),
+        ({ENV_SERVICE_ACCOUNT: "default", ENV_AGENT: ""}, replace(USUAL, identity=Identity("default", "default"))),
+        (
+            {ENV_SERVICE_ACCOUNT: "default", ENV_AGENT: "Bot_1.x"},
+            replace(USUAL, identity=Identity("Bot_1.x", "default")),
+        ),
+        ({ENV_POD_NAME: "web-0", ENV_POD_UID: "1-a"}, replace(USUAL, pod=Pod("web-0", "1-a"))),
+        ({ENV_POD_NAME: "web-0"}, replace(USUAL, pod=Pod("web-0", ""))),
+        ({ENV_POD_UID: "1-a"}, USUAL),
     ],
 )
 def test_the_environment_makes_the_settings(environ: dict[str, str], settings: Settings) -> None:
@@ -55,3 +84,33 @@ def test_a_missing_folder_is_named_by_its_variable(environ: dict[str, str]) -> N
 def test_a_bad_port_is_named_by_its_variable(variable: str, text: str) -> None:
     with pytest.raises(BadConfig, match=f"^{variable} must be a port"):
         Settings.from_env(FOLDER | {variable: text})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        (ENV_LOG_LEVEL, "loud"),
+        (ENV_LOG_LEVEL, "10"),
+        (ENV_DRAIN_S, "3601"),
+        (ENV_DRAIN_S, "-1"),
+        (ENV_DRAIN_S, "1.5"),
+        (ENV_SERVICE_ACCOUNT, "Default"),
+        (ENV_SERVICE_ACCOUNT, "a" * 254),
+        (ENV_SERVICE_ACCOUNT, "a b"),
+        (ENV_AGENT, "bot\n"),
+        (ENV_AGENT, "a" * 64),
+        (ENV_AGENT, "-bot"),
+        (ENV_POD_NAME, "web_0"),
+        (ENV_POD_UID, "a b"),
+        (ENV_POD_UID, "a" * 64),
+    ],
+)
+def test_a_bad_value_is_named_by_its_variable(variable: str, text: str) -> None:
+    usual = {ENV_SERVICE_ACCOUNT: "default", ENV_POD_NAME: "web-0"}
+    with pytest.raises(BadConfig, match=f"^{variable} must be "):
+        Settings.from_env(FOLDER | usual | {variable: text})
+
+
+def test_an_agent_without_a_service_account_is_refused() -> None:
+    with pytest.raises(BadConfig, match=f"^{ENV_AGENT} needs {ENV_SERVICE_ACCOUNT}"):
+        Settings.from_env(FOLDER | {ENV_AGENT: "bot"})

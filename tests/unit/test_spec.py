@@ -167,6 +167,7 @@ TENANT_FIELDS = [
     "allowedAgents",
     "embedding",
     "watchdog",
+    "resilience",
 ]
 
 

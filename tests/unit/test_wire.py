@@ -16,6 +16,7 @@ from engram_contract.shardmap import Node, Shard, ShardState, Strategy, first_ma
 from engram_contract.slots import MemoryId
 from engram_sidecar import wire
 from engram_sidecar.errors import BadRequest, Flaw, Unprocessable
+from engram_sidecar.filters import parse_filter
 from engram_sidecar.records import Cursor, Draft, Found, Hit, Memory, Selection, ShardFailure, ShardReport
 
 LIMITS = Limits()
@@ -340,8 +341,8 @@ def test_a_search_without_members_asks_for_the_newest_ten() -> None:
 def test_every_member_of_a_search_arrives() -> None:
     body = {"query": "tea", "user": "u", "agent": "a", "session": "s", "type": "t", "namespace": ["n"], "limit": 100,
             "filter": {"key": "k"}}  # fmt: skip
-    path = "strict ($.key == $v0)"
-    assert wire.parse_search(body, LIMITS) == ("tea", Selection("u", "a", "s", "t", ("n",), path, '{"v0": "k"}'), 100)
+    selection = Selection("u", "a", "s", "t", ("n",), parse_filter({"key": "k"}))
+    assert wire.parse_search(body, LIMITS) == ("tea", selection, 100)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +498,8 @@ def test_a_page_says_what_it_lacks_and_where_it_goes_on() -> None:
     assert page["memories"] == [wire.memory_document(MEMORY, "s1")]
     assert wire.parse_cursor(str(page["next"])) == last
     assert (page["complete"], page["failed_shards"]) == (False, [{"shard": "s0", "reason": "maintenance"}])
-    assert wire.page_document(Found(())) == {"memories": [], "next": None, "complete": True, "failed_shards": []}
+    whole = {"complete": True, "failed_shards": [], "refused": []}
+    assert wire.page_document(Found(())) == {"memories": [], "next": None, **whole}
 
 
 def test_results_have_scores_only_where_something_was_scored() -> None:

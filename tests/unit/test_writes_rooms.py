@@ -9,20 +9,24 @@ from uuid import UUID
 
 import pytest
 
+from engram_contract.policy import Limits
 from engram_contract.shardmap import Node
 from engram_contract.slots import MemoryId
 from engram_sidecar.errors import NotFound, PreconditionFailed, SidecarError, SlotMoved
 from engram_sidecar.indexing import Indexed
 from engram_sidecar.queries import QUERIES
-from engram_sidecar.records import ALWAYS, EPOCH, Conditions, Delete, Draft, ETag, Get, Memory, Put
+from engram_sidecar.records import ALWAYS, Conditions, Delete, Draft, ETag, Get, Memory, Put
+from engram_sidecar.sealing import Sealer
 from engram_sidecar.store import Place
 from engram_sidecar.writes import (
     DELETE_ATTEMPTS,
+    Rules,
     delete_memory,
     fetch_memories,
     is_met,
     put_arguments,
     put_memory,
+    run_arguments,
     stored_memory,
 )
 
@@ -34,11 +38,12 @@ MEMORY = Memory(
     ID, ("n", "m"), "k", "semantic", "ada", "coder", "s", "tea", '{"a":1}', 0.5, NOON, NOON, None, version=3
 )
 TAG, OTHER = MEMORY.etag, ETag(3, 1)
+RULES = Rules(Sealer("t_a", None, bytes, lambda *_: None, encrypts=False), Limits(), None, lambda *_: None)
 INDEXED = Indexed("'AAAAAAAAAAA':1D", 1)
 STAMPS = {"slot": ID.slot, "id": ID.uuid, "created": NOON, "updated": NOON, "expires": None, "version": 3}
 OURS_AND_THERE = {
     **STAMPS, "owned": True, "namespace": ["n", "m"], "key": "k", "type": "semantic", "user_id": "ada",
-    "agent_id": "coder", "session_id": "s", "content": "tea", "value": '{"a":1}', "importance": 0.5,
+    "agent_id": "coder", "session_id": "s", "content": "tea", "value": '{"a":1}', "importance": 0.5, "sealed": None,
 }  # fmt: skip
 OURS_BUT_ABSENT = dict.fromkeys(OURS_AND_THERE) | {"owned": True}
 NOT_OURS = dict.fromkeys(OURS_AND_THERE) | {"owned": False}
@@ -87,13 +92,26 @@ def test_the_arguments_stand_as_the_statement_numbers_them() -> None:
     arguments = put_arguments(Put(ID, replace(DRAFT, ttl_s=9.0), conditions, keeps_expiry=True), INDEXED, None)
     assert arguments == (
         7, ID.uuid, ["n", "m"], "k", "semantic", "ada", "coder", "s", "tea", '{"a":1}', 0.5, "'AAAAAAAAAAA':1D", 1, 9.0,
-        True, True, False, [3, 3], [NOON, EPOCH + timedelta(microseconds=1)], [3], [EPOCH + timedelta(microseconds=1)],
+        True, True, False, [f"3-{TAG.created_us}", "3-1"], ["3-1"], None,
     )  # fmt: skip
     assert len(arguments) == max(map(int, re.findall(r"\$(\d+)", QUERIES["put_memory"])))
 
 
 def test_without_conditions_any_state_is_accepted_and_none_refused() -> None:
-    assert put_arguments(Put(ID, Draft()), INDEXED, None)[14:] == (False, False, False, None, None, [], [])
+    assert put_arguments(Put(ID, Draft()), INDEXED, None)[14:] == (False, False, False, None, [], None)
+
+
+def test_a_run_of_puts_is_one_array_for_each_argument_and_text_where_that_is_an_array() -> None:
+    puts = [
+        Put(ID, replace(DRAFT, namespace=("a b", 'c"d', "e\\f", "{,}", "NULL")), Conditions(if_match=(TAG, OTHER))),
+        Put(MemoryId(8, ID.uuid), Draft()),
+    ]
+    columns = run_arguments([put_arguments(put, INDEXED, None) for put in puts])
+    assert len(columns) == max(map(int, re.findall(r"\$(\d+)", QUERIES["put_memories"])))
+    assert columns[0] == [7, 8]
+    assert columns[2] == [r'{"a b","c\"d","e\\f","{,}","NULL"}', "{}"]
+    assert columns[3] == ["k", None]
+    assert columns[17:] == ([f'{{"3-{TAG.created_us}","3-1"}}', None], ["{}", "{}"], [None, None])
 
 
 def test_a_stored_memory_is_the_draft_with_the_stamps_of_its_row() -> None:
@@ -150,7 +168,7 @@ async def test_a_slot_of_another_shard_is_no_answer() -> None:
 
 async def test_a_put_that_stored_something_asks_no_more() -> None:
     run = Script([STAMPS])
-    assert await put_memory(run, PLACE, Put(ID, DRAFT), INDEXED, None) == MEMORY
+    assert await put_memory(run, PLACE, Put(ID, DRAFT), INDEXED, RULES) == MEMORY
     assert run.asked == ["put_memory"]
 
 
@@ -169,7 +187,7 @@ async def test_a_put_that_stored_nothing_is_explained(
     conditions: Conditions, seen: dict[str, Any], error: type[SidecarError], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
-        await put_memory(Script([], [seen]), PLACE, Put(ID, DRAFT, conditions), INDEXED, None)
+        await put_memory(Script([], [seen]), PLACE, Put(ID, DRAFT, conditions), INDEXED, RULES)
 
 
 GONE: list[dict[str, Any]] = [{"version": 3}]

@@ -86,6 +86,9 @@ annotations:
 {{- define "engram.lease" -}}
 {{ include "engram.fullname" . }}-operator
 {{- end -}}
+{{- define "engram.injector" -}}
+{{ include "engram.fullname" . }}-injector
+{{- end -}}
 {{- define "engram.webhook" -}}
 {{ include "engram.fullname" . }}-injector
 {{- end -}}
@@ -144,6 +147,16 @@ capabilities: {drop: [ALL]}
   value: {{ include "engram.secret" . }}
 {{- end -}}
 
+{{/* The sidecar: the injector makes it, and the operator judges by it which pods run an older one. */}}
+{{- define "engram.sidecarEnvironment" -}}
+- name: ENGRAM_SIDECAR_IMAGE
+  value: {{ include "engram.image" (dict "root" . "image" .Values.images.sidecar) | quote }}
+- name: ENGRAM_SIDECAR_PULL_POLICY
+  value: {{ .Values.imagePullPolicy }}
+- name: ENGRAM_SIDECAR_RESOURCES
+  value: {{ toJson .Values.injector.sidecar.resources | squote }}
+{{- end -}}
+
 {{/* Probes of both processes, at the port that also gives the metrics. Two minutes to start: a slow node is not a dead process. */}}
 {{- define "engram.probes" -}}
 startupProbe:
@@ -187,4 +200,70 @@ matchConditions:
     expression: >-
       !(request.userInfo.username in ["system:serviceaccount:kube-system:namespace-controller",
       "system:serviceaccount:kube-system:generic-garbage-collector", "system:kube-controller-manager"])
+{{- end -}}
+
+{{/* What both webhooks have in common. Call with (dict "root" $ "path" "/mutate"). */}}
+{{- define "engram.webhookRules" -}}
+admissionReviewVersions: [v1]
+clientConfig:
+  service:
+    name: {{ include "engram.fullname" .root }}-webhook
+    namespace: {{ .root.Release.Namespace | quote }}
+    path: {{ .path }}
+    port: 443
+rules:
+  - apiGroups: [""]
+    apiVersions: [v1]
+    operations: [CREATE]
+    resources: [pods]
+    scope: Namespaced
+failurePolicy: {{ .root.Values.injector.failurePolicy }}
+timeoutSeconds: {{ .root.Values.injector.timeoutSeconds }}
+matchPolicy: Equivalent
+sideEffects: None
+# A webhook after ours may add a container that needs the same; ours answers the same thing twice.
+reinvocationPolicy: IfNeeded
+{{- end -}}
+
+{{/* The namespaces of both webhooks; further expressions may follow. */}}
+{{- define "engram.webhookNamespaces" -}}
+{{- $selector := default dict .Values.injector.namespaceSelector -}}
+{{- with $selector.matchLabels -}}
+matchLabels:
+  {{- toYaml . | nindent 2 }}
+{{ end -}}
+matchExpressions:
+  # What keeps the cluster alive, and the injector itself, must not wait for the injector.
+  - {key: kubernetes.io/metadata.name, operator: NotIn, values: [kube-system, kube-node-lease, {{ .Release.Namespace | quote }}]}
+  {{- with $selector.matchExpressions }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/*
+CEL: whether the text at a path such as "v.secret.secretName" names a tenant's Secret; false, and never an error, where
+anything on the way is absent. engram_contract/names.py makes the name (tenant_objects).
+*/}}
+{{- define "engram.namesTenantSecret" -}}
+{{- $way := "" -}}
+{{- range $index, $part := splitList "." . -}}
+{{- $way = ternary $part (printf "%s.%s" $way $part) (eq $index 0) -}}
+{{- if $index -}}
+has({{ $way }}) && {{/* */}}
+{{- end -}}
+{{- end -}}
+{{ . }}.startsWith('engram-tenant-')
+{{- end -}}
+
+{{/* CEL: whether a volume v names a tenant's Secret, in whatever of the ways that Kubernetes has. */}}
+{{- define "engram.volumeNamesTenantSecret" -}}
+({{ include "engram.namesTenantSecret" "v.secret.secretName" }})
+|| (has(v.projected) && has(v.projected.sources) && v.projected.sources.exists(s, {{ include "engram.namesTenantSecret" "s.secret.name" }}))
+|| ({{ include "engram.namesTenantSecret" "v.azureFile.secretName" }})
+|| ({{ include "engram.namesTenantSecret" "v.csi.nodePublishSecretRef.name" }})
+|| (has(v.csi) && has(v.csi.volumeAttributes) && v.csi.volumeAttributes.exists(k, v.csi.volumeAttributes[k].startsWith('engram-tenant-')))
+|| (has(v.flexVolume) && has(v.flexVolume.options) && v.flexVolume.options.exists(k, v.flexVolume.options[k].startsWith('engram-tenant-')))
+{{- range list "cephfs" "cinder" "flexVolume" "iscsi" "rbd" "scaleIO" "storageos" }}
+|| ({{ include "engram.namesTenantSecret" (printf "v.%s.secretRef.name" .) }})
+{{- end -}}
 {{- end -}}

@@ -9,17 +9,20 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import asyncpg
 
-from engram_operator.errors import DatabaseUnreachable, LoginRefused
+from engram_contract.names import OWNER_ROLE
+from engram_operator.errors import DatabaseMissing, DatabaseUnreachable, LoginRefused, StatementRefused
 
 CONNECT_TIMEOUT_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 300.0  # a migration on a large table takes minutes, not hours
 LOCK_TIMEOUT_S: Final = 60  # another operator's migrations of a new database take seconds
 MIGRATION_LOCK: Final = 0x656E6772616D  # "engram"
 MAINTENANCE_DATABASE: Final = "postgres"
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _GONE: Final = (
     asyncpg.PostgresConnectionError,
@@ -47,9 +50,25 @@ class Admin:
         return ssl.create_default_context(cadata=self.ca) if self.ca else self.sslmode
 
 
+# A server learns within half a minute that an operator is gone with its node, and ends a transaction in which nothing
+# is asked any more: what it holds would keep the next operator waiting.
+_SETTINGS: Final = {
+    "application_name": "engram-operator",
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25s",
+}
+
+
 @asynccontextmanager
-async def connection_to(admin: Admin, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A connection as the administrator. Raises DatabaseUnreachable, LoginRefused."""
+async def connection_to(admin: Admin, database: str) -> AsyncIterator[Connection]:
+    """A connection as the administrator.
+
+    Raises DatabaseUnreachable, DatabaseMissing, LoginRefused, StatementRefused.
+    """
     place = f"{admin.host}:{admin.port}/{database}"
     try:
         connection = await asyncpg.connect(
@@ -61,10 +80,12 @@ async def connection_to(admin: Admin, database: str) -> AsyncIterator["asyncpg.C
             ssl=admin.security(),
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": "engram-operator", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
+            server_settings=_SETTINGS,
         )
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError) as error:
         raise LoginRefused(f"{place}: {_reason(error)}") from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise DatabaseMissing(f"{place}: {_reason(error)}") from error
     except (OSError, TimeoutError, *_GONE, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
         raise DatabaseUnreachable(f"{place}: {_reason(error)}") from error
     try:
@@ -75,18 +96,28 @@ async def connection_to(admin: Admin, database: str) -> AsyncIterator["asyncpg.C
         raise DatabaseUnreachable(f"{place}: another operator holds it since {LOCK_TIMEOUT_S} s") from error
     except (OSError, TimeoutError, *_GONE) as error:
         raise DatabaseUnreachable(f"{place}: {_reason(error)}") from error
+    except asyncpg.PostgresError as error:
+        raise StatementRefused(f"{place}: {error.sqlstate}: {_reason(error)}") from error
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)
 
 
 @asynccontextmanager
-async def alone(admin: Admin) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+async def alone(admin: Admin) -> AsyncIterator[Connection]:
     """A connection that keeps every other operator from changing databases and roles of this server.
 
     A lock of the session: gone with the connection, however that ends.
     """
     async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        yield connection
+
+
+@asynccontextmanager
+async def owning(admin: Admin, database: str) -> AsyncIterator[Connection]:
+    """A transaction as the owner of our schema, for an administrator who need not be a superuser."""
+    async with connection_to(admin, database) as connection, connection.transaction():
+        await connection.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
         yield connection
 
 

@@ -1,6 +1,6 @@
-"""What a shard's Postgres tells of itself, and the few things the operator keeps in it beside schema and maps.
+"""What a shard's Postgres tells of itself.
 
-Reads only, but for `mark_role`. The primary is asked, but for `fetch_loaded`; which pod that is, Patroni says.
+Reads only. The primary is asked, but for `fetch_loaded`; which pod that is, Patroni says.
 """
 
 import json
@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from engram_contract.names import SHARED_DATABASE
-from engram_operator.clients.connection import MAINTENANCE_DATABASE, Admin, connection_to, quoted
-from engram_operator.clients.postgres import available_migrations, fetch_map
+from engram_operator.clients.connection import MAINTENANCE_DATABASE, Admin, connection_to
+from engram_operator.clients.postgres import available_migrations, read_schema
 from engram_operator.errors import DatabaseUnreachable
 from engram_operator.manifests.patroni import SETTINGS
 from engram_operator.plan.observed import Database, Loaded
 from engram_operator.plan.roles import OWN_ROLES
-from engram_operator.plan.tenant import OnShard
 
 OLDEST_VERSION: Final = 16  # GRANT ... WITH INHERIT, SET FALSE
 
@@ -83,12 +82,12 @@ def _faults(major: int, row: dict[str, object]) -> list[str]:
 async def _schema(admin: Admin, database: str) -> tuple[str, bool, bool]:
     """The last migration of a database of ours, whether it has pgvector, whether the pooler can log clients in."""
     async with connection_to(admin, database) as connection:
-        if not await connection.fetchval("SELECT to_regclass('engram.schema_migrations') IS NOT NULL"):
+        name = await read_schema(connection)
+        if not name:
             return "", False, False
-        name = await connection.fetchval("SELECT name FROM engram.schema_migrations ORDER BY number DESC LIMIT 1")
         vector = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'vector')")
         pooler = await connection.fetchval("SELECT to_regprocedure('engram.pooler_login(text)') IS NOT NULL")
-        return str(name or ""), bool(vector), bool(pooler)
+        return name, bool(vector), bool(pooler)
 
 
 async def _owned(admin: Admin, databases: list[str]) -> int:
@@ -130,26 +129,3 @@ async def fetch_loaded(admin: Admin, asked: Mapping[str, str]) -> Loaded:
     if row is None:
         raise DatabaseUnreachable(f"{admin.host}: a row was expected")
     return Loaded(row["settings"], row["needs_restart"], tuple(row["refused"]), row["verifies"])
-
-
-async def fetch_tenant(admin: Admin, database: str, role: str) -> OnShard:
-    """What a shard knows of a tenant. Raises DatabaseUnreachable, LoginRefused."""
-    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
-        mark = await connection.fetchval(
-            "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1", role
-        )
-        has_database = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database)
-    if not has_database:
-        return OnShard(is_current=False, mark=mark or "", shard_map=None)
-    schema, _, _ = await _schema(admin, database)
-    if not schema:
-        return OnShard(is_current=False, mark=mark or "", shard_map=None)
-    shard_map = await fetch_map(admin, database, role)
-    return OnShard(schema == available_migrations()[-1].name, mark or "", shard_map)
-
-
-async def mark_role(admin: Admin, role: str, mark: str) -> None:
-    """The role says by which password it was made: what is read again instead of a try. Raises DatabaseUnreachable."""
-    async with connection_to(admin, MAINTENANCE_DATABASE) as connection:
-        text = await connection.fetchval("SELECT quote_literal($1::text)", mark)
-        await connection.execute(f"COMMENT ON ROLE {quoted(role)} IS {text}")

@@ -23,7 +23,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from engram_contract.kinds import SUBDOMAIN_PATTERN
 from engram_contract.names import CLUSTERS, GROUP, TENANTS, VERSION
-from engram_operator.errors import ApiConflict, ApiError, ApiNotFound, ApiRefused, ApiUnavailable, BadSettings
+from engram_operator.errors import ApiConflict, ApiError, ApiHeld, ApiNotFound, ApiRefused, ApiUnavailable, BadSettings
 
 CALL_TIMEOUT_S: Final = 10.0  # an API server that takes longer is overloaded, and more patience would not help it
 REASON_CHARS: Final = 200
@@ -33,7 +33,8 @@ JSON_PATCH_TYPE: Final = "application/json-patch+json"
 METADATA_TYPE: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 CHUNK: Final = 500  # objects per answer, as kubectl asks for them
 # 429 and 5xx pass; 408 and 504 are the server's own timeouts.
-UNAVAILABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
+TOO_MANY: Final = 429
+UNAVAILABLE: Final = frozenset({408, TOO_MANY, 500, 502, 503, 504})
 
 Manifest = dict[str, Any]
 
@@ -71,6 +72,9 @@ MEMORY_TENANTS: Final = Resource(f"/apis/{GROUP}/{VERSION}", TENANTS)
 
 MEMORY_CLUSTERS: Final = Resource(f"/apis/{GROUP}/{VERSION}", CLUSTERS)
 NAMESPACES: Final = Resource("/api/v1", "namespaces")
+DAEMON_SETS: Final = Resource("/apis/apps/v1", "daemonsets")
+DEPLOYMENTS: Final = Resource("/apis/apps/v1", "deployments")
+REPLICA_SETS: Final = Resource("/apis/apps/v1", "replicasets")
 STORAGE_CLASSES: Final = Resource("/apis/storage.k8s.io/v1", "storageclasses")
 # What a cluster is made of, by the kind in a manifest.
 OWNED: Final = {
@@ -127,6 +131,15 @@ class Kube:
         """One object. Raises ApiError, as each method here."""
         return await self._send(_Call("get", "GET", resource.path(namespace, name)), timeout_s)
 
+    async def find(
+        self, resource: Resource, namespace: str | None, name: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Manifest | None:
+        """One object, None if there is none of this name."""
+        try:
+            return await self.fetch(resource, namespace, name, timeout_s=timeout_s)
+        except ApiNotFound:
+            return None
+
     async def fetch_some(
         self, resource: Resource, namespace: str | None, *, limit: int, timeout_s: float = CALL_TIMEOUT_S
     ) -> list[Manifest]:
@@ -157,9 +170,9 @@ class Kube:
         return await self.fetch_labelled(resource, namespace, "")
 
     async def fetch_metadata(
-        self, resource: Resource, selector: str, *, timeout_s: float = CALL_TIMEOUT_S
+        self, resource: Resource, selector: str, *, namespace: str | None = None, timeout_s: float = CALL_TIMEOUT_S
     ) -> AsyncIterator[Manifest]:
-        """The metadata of every object that the labels select, in all namespaces, as of the first answer.
+        """The metadata of every object that the labels select, in a namespace or in all, as of the first answer.
 
         Only one answer of CHUNK objects is held at a time; `timeout_s` is for each of them. An ApiRefused on the way
         may mean that the whole took longer than the server keeps that moment.
@@ -168,7 +181,7 @@ class Kube:
         token = ""
         while True:
             rest = [("continue", token)] if token else []
-            call = _Call("list", "GET", resource.path(None), (*query, *rest), accept=METADATA_TYPE)
+            call = _Call("list", "GET", resource.path(namespace), (*query, *rest), accept=METADATA_TYPE)
             answer = await self._send(call, timeout_s)
             for item in answer.get("items") or ():
                 yield item["metadata"]
@@ -219,10 +232,14 @@ class Kube:
         operations: Sequence[Mapping[str, Any]],
         field_manager: str,
         *,
+        namespace: str | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> Manifest:
-        """The cluster-scoped object after a JSON patch (RFC 6902). A `test` that fails is an ApiRefused."""
-        path = resource.path(None, name)
+        """The object after a JSON patch (RFC 6902). A `test` that fails is an ApiRefused.
+
+        One that replaces the resourceVersion by the one that was read is a compare-and-set: ApiConflict.
+        """
+        path = resource.path(namespace, name)
         query = (("fieldManager", field_manager),)
         return await self._send(_Call("patch", "PATCH", path, query, list(operations), JSON_PATCH_TYPE), timeout_s)
 
@@ -232,6 +249,18 @@ class Kube:
         """Deletes the object if it is still the one with this uid. Raises ApiConflict if it is another."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         await self._send(_Call("delete", "DELETE", resource.path(namespace, name), body=body), timeout_s)
+
+    async def evict(
+        self, resource: Resource, namespace: str, name: str, uid: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> None:
+        """Deletes a pod as a drain does, if it is still the one with this uid. Raises ApiHeld, ApiConflict."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        await self._send(_Call("create", "POST", resource.path(namespace, name) + "/eviction", body=body), timeout_s)
 
     async def _send(self, call: _Call, timeout_s: float) -> Manifest:
         try:
@@ -271,7 +300,14 @@ def _read_answer(call: _Call, status: int, text: bytes) -> Manifest:
     if 200 <= status < 300 and isinstance(answer, dict):  # noqa: PLR2004  the class of success
         return answer
     reason = str(answer.get("message", "")) if isinstance(answer, dict) else ""
-    raise _error_of(status)(f"{call}: {status} {reason[:REASON_CHARS]}".rstrip())
+    is_held = isinstance(answer, dict) and status == TOO_MANY and _names_a_budget(answer)
+    raise (ApiHeld if is_held else _error_of(status))(f"{call}: {status} {reason[:REASON_CHARS]}".rstrip())
+
+
+def _names_a_budget(answer: Manifest) -> bool:
+    """Whether a 429 is of a disruption budget; else the API server has too much to do."""
+    causes = (answer.get("details") or {}).get("causes") or ()
+    return any(each.get("reason") == "DisruptionBudget" for each in causes)
 
 
 def _error_of(status: int) -> type[ApiError]:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from engram_operator.clients.kube import LEASES, Kube, Manifest
-from engram_operator.errors import ApiNotFound
 from engram_operator.plan.lease import LEASE_S, Lease
 
 TRANSITIONS_END: Final = 2**31  # the field is an int32; one more would be refused for ever
@@ -28,11 +27,8 @@ class Leases:
 
     async def fetch(self, timeout_s: float) -> Lease | None:
         """The Lease as it is, or None if there is none. Raises ApiError."""
-        try:
-            manifest = await self._kube.fetch(LEASES, self._namespace, self._name, timeout_s=timeout_s)
-        except ApiNotFound:
-            return None
-        return self._kept(manifest)
+        manifest = await self._kube.find(LEASES, self._namespace, self._name, timeout_s=timeout_s)
+        return None if manifest is None else self._kept(manifest)
 
     async def write(self, over: Lease | None, holder: str, timeout_s: float) -> Lease:
         """The Lease with this holder, written over the version `over`. Raises ApiConflict if that is history."""

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from engram_operator.errors import BadCertificate
-from engram_operator.plan.certificates import BACKDATE_S, CA_S, SERVING_S, Certificate, Stored
+from engram_operator.plan.certificates import LIFETIMES, Certificate, Lifetimes, Stored
 
 CA_NAME: Final = "engram-injector-ca"
 CERT_KEY: Final = "tls.crt"
@@ -98,23 +98,24 @@ def joined(certificates: Sequence[bytes]) -> bytes:
     return b"".join(list(dict.fromkeys(certificates))[:MAX_BUNDLE])
 
 
-def make_ca(now_s: float) -> KeyPair:
-    """A new CA, valid from an hour ago."""
+def make_ca(now_s: float, lifetimes: Lifetimes = LIFETIMES) -> KeyPair:
+    """A new CA, valid from a moment ago."""
     key = ec.generate_private_key(ec.SECP256R1())
     # The serial number in the name: two CAs of one bundle must differ in it, or a verifier may try the wrong one alone.
     serial = x509.random_serial_number()
     name = _named(f"{CA_NAME}-{serial:x}"[:64])
-    builder = _builder(key, name, now_s, CA_S).issuer_name(name).serial_number(serial)
+    builder = _builder(key, name, now_s - lifetimes.backdate_s, lifetimes.ca_s).issuer_name(name).serial_number(serial)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
     return _signed(builder, key, key)
 
 
-def make_serving(ca: KeyPair, dns_names: Sequence[str], now_s: float) -> KeyPair:
-    """A new serving certificate for these names, valid from an hour ago. Raises BadCertificate."""
+def make_serving(ca: KeyPair, dns_names: Sequence[str], now_s: float, lifetimes: Lifetimes = LIFETIMES) -> KeyPair:
+    """A new serving certificate for these names, valid from a moment ago. Raises BadCertificate."""
     issuer = _load(ca.certificate, CERT_KEY)[0]
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(key, _named(dns_names[0][:64]), now_s, SERVING_S).issuer_name(issuer.subject)
+    begin_s = now_s - lifetimes.backdate_s
+    builder = _builder(key, _named(dns_names[0][:64]), begin_s, lifetimes.serving_s).issuer_name(issuer.subject)
     builder = builder.serial_number(x509.random_serial_number())
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage("digital_signature"), critical=True)
@@ -127,9 +128,8 @@ def make_serving(ca: KeyPair, dns_names: Sequence[str], now_s: float) -> KeyPair
 
 
 def _builder(
-    key: ec.EllipticCurvePrivateKey, subject: x509.Name, now_s: float, lifetime_s: float
+    key: ec.EllipticCurvePrivateKey, subject: x509.Name, begin_s: float, lifetime_s: float
 ) -> x509.CertificateBuilder:
-    begin_s = now_s - BACKDATE_S
     builder = x509.CertificateBuilder().subject_name(subject).public_key(key.public_key())
     builder = builder.not_valid_before(datetime.fromtimestamp(begin_s, UTC))
     builder = builder.not_valid_after(datetime.fromtimestamp(begin_s + lifetime_s, UTC))

@@ -48,6 +48,7 @@ class Credentials:
     redis: str = field(repr=False)
     superuser_previous: str = field(repr=False, default="")  # while a rotation has not reached every shard
     rotation: str = ""  # the request that these were made for
+    key: str = field(repr=False, default="")  # that wraps the keys of tenants' data, in base64; never changes
 
     @classmethod
     def from_data(cls, data: Mapping[str, str]) -> "Credentials":
@@ -84,20 +85,22 @@ PLACEHOLDER: Final = Credentials("none", "none", "a", "none", "none", "none", "n
 
 def build_credentials_secret(spec: ClusterSpec, owner: Owner, credentials: Credentials) -> Manifest:
     """All passwords, for the operator."""
-    return build_secret(_lasting(spec, ClusterNames(spec.name, spec.namespace).credentials, owner), credentials.data)
+    name = ClusterNames(spec.name, spec.namespace).credentials
+    return build_secret(build_lasting_meta(spec, name, owner, build_labels(spec.name, CLUSTER)), credentials.data)
 
 
 def build_keys_secret(spec: ClusterSpec, owner: Owner, data: Mapping[str, bytes]) -> Manifest:
     """The CA with its key, and what it signed: for the operator. The members get theirs in `build_tls_secret`."""
-    meta = _lasting(spec, ClusterNames(spec.name, spec.namespace).ca, owner)
+    name = ClusterNames(spec.name, spec.namespace).ca
+    meta = build_lasting_meta(spec, name, owner, build_labels(spec.name, CLUSTER))
     return build_secret(meta, {name: _base64(pem) for name, pem in data.items()})
 
 
-def _lasting(spec: ClusterSpec, name: str, owner: Owner) -> Manifest:
+def build_lasting_meta(spec: ClusterSpec, name: str, owner: Owner, labels: Mapping[str, str]) -> Manifest:
     """The metadata of what lives as long as the volumes."""
     guard = {PROTECTED_LABEL: "true"} if spec.deletion_protection else {}
     is_kept = spec.storage.reclaim_policy is VolumeReclaim.RETAIN
-    return build_meta(spec.namespace, name, build_labels(spec.name, CLUSTER) | guard, None if is_kept else owner)
+    return build_meta(spec.namespace, name, {**labels, **guard}, None if is_kept else owner)
 
 
 def build_patroni_secret(names: ClusterNames, owner: Owner, credentials: Credentials, *, has_tls: bool) -> Manifest:

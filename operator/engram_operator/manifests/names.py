@@ -70,6 +70,11 @@ class ClusterNames:
         """Redis' StatefulSet, Service, Secret and NetworkPolicy."""
         return f"{self.cluster}-redis"
 
+    @property
+    def redis_host(self) -> str:
+        """Where Redis is dialled."""
+        return f"{self.redis}.{self.namespace}.svc"
+
     def shard(self, shard_id: str) -> "ShardNames":
         """The objects of one shard."""
         return ShardNames(self.cluster, self.namespace, shard_id)

@@ -13,6 +13,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'engram_tenant') THEN
         CREATE ROLE engram_tenant NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
     END IF;
+    -- An administrator who is no superuser may only give what it made itself; it is to act as the owner.
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        EXECUTE format('GRANT engram_owner TO %I WITH INHERIT TRUE, SET TRUE', current_user);
+    END IF;
 END $$;
 
 -- A tenant's role connects to the databases that it was granted, sees no other schema and makes nothing.
@@ -33,6 +37,7 @@ BEGIN
         SELECT p.oid::regprocedure AS signature, p.proname LIKE 'pg%' AS is_lock FROM pg_proc p
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
           AND (p.proname ~ '^pg_(try_)?advisory_' OR p.proname ~ '^(lo_|loread$|lowrite$)')
+          AND has_function_privilege('public', p.oid, 'EXECUTE')  -- others may not be named by who has no right to them
     LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', callable.signature);
         IF callable.is_lock THEN
@@ -74,6 +79,12 @@ CREATE TABLE engram.memories (
     session_id text COLLATE "C",
     content text NOT NULL,
     value jsonb NOT NULL,
+    -- Instead of both, the envelope that the sidecar made of them: scheme, key version, nonce, ciphertext. 41 bytes of it are not text.
+    sealed bytea CHECK (octet_length(sealed) >= 41 AND get_byte(sealed, 0) = 1
+                        AND substring(sealed, 2, 8) BETWEEN '\x0000000000000001' AND '\x7fffffffffffffff'),
+    -- Under which key; 0 for what is in the clear.
+    key_version bigint NOT NULL GENERATED ALWAYS AS (
+        CASE WHEN sealed IS NULL THEN 0 ELSE ('x' || encode(substring(sealed, 2, 8), 'hex'))::bit(64)::bigint END) STORED,
     importance double precision CHECK (importance BETWEEN 0 AND 1),
     created timestamptz NOT NULL CHECK (created BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
     updated timestamptz NOT NULL CHECK (updated BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
@@ -83,7 +94,8 @@ CREATE TABLE engram.memories (
     -- Hashed stems, made by the sidecar: Postgres need not see the words. The weight label is the class of the frequency.
     terms tsvector NOT NULL,
     term_count int NOT NULL CHECK (term_count >= 0),
-    PRIMARY KEY (tenant, slot, id)
+    PRIMARY KEY (tenant, slot, id),
+    CONSTRAINT clear_or_sealed CHECK (sealed IS NULL OR (content = '' AND value = 'null'))
 );
 CREATE INDEX memories_newest ON engram.memories (tenant, created DESC, id DESC);
 CREATE INDEX memories_user_newest ON engram.memories (tenant, user_id, created DESC, id DESC) WHERE user_id IS NOT NULL;
@@ -93,6 +105,8 @@ CREATE INDEX memories_session_newest ON engram.memories (tenant, session_id, cre
 CREATE INDEX memories_type_newest ON engram.memories (tenant, type, created DESC, id DESC);
 -- Arrays compare part by part, so a prefix is a range of this index: whole parts only, never `LIKE`.
 CREATE INDEX memories_namespace ON engram.memories (tenant, namespace, created DESC, id DESC);
+-- What still lies under an older key, or in the clear. Nearly all rows have one version, so it is a small index.
+CREATE INDEX memories_key_version ON engram.memories (tenant, key_version);
 -- A long pending list is read by every search: keep it short.
 CREATE INDEX memories_terms ON engram.memories USING gin (terms) WITH (gin_pending_list_limit = 512);
 
@@ -154,7 +168,7 @@ CREATE TRIGGER fence BEFORE INSERT OR UPDATE OR DELETE ON engram.memories
 -- left out because the answer has `max_bytes`.
 CREATE TYPE engram.found AS (
     slot int, id uuid, namespace text[], key text, type text, user_id text, agent_id text, session_id text,
-    content text, value jsonb, importance double precision, created timestamptz, updated timestamptz,
+    content text, value jsonb, sealed bytea, importance double precision, created timestamptz, updated timestamptz,
     expires timestamptz, version bigint, score double precision, is_cut boolean
 );
 
@@ -247,11 +261,12 @@ BEGIN
 END $$;
 
 -- The calling tenant's memories, newest first. Every argument may be absent. `namespace` to `namespace_end` is the range of
--- a prefix; `filter` is a jsonpath predicate over `filterable` with the variables `vars`; the page goes on after
--- (after_created, after_id).
+-- a prefix; `filter` is a jsonpath predicate over `filterable` with the variables `vars`, `fields_filter` the part of it that is not
+-- about the value: of a sealed memory only that part is judged here, the sidecar judges the rest. `tokens` is a query that the tokens
+-- of a sealed memory match if it may meet the filter. The page goes on after (after_created, after_id).
 CREATE FUNCTION engram.list_memories(
     user_id text, agent_id text, session_id text, type text, namespace text[], namespace_end text[],
-    filter jsonpath, vars jsonb, after_created timestamptz, after_id uuid, max_rows int, max_bytes bigint, known_epoch bigint
+    filter jsonpath, fields_filter jsonpath, vars jsonb, tokens tsquery, after_created timestamptz, after_id uuid, max_rows int, max_bytes bigint, known_epoch bigint
 ) RETURNS SETOF engram.found
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan SET enable_seqscan = off AS $$
@@ -261,7 +276,7 @@ BEGIN
     PERFORM engram.check_epoch(known_epoch);
     RETURN QUERY
     WITH page AS (
-        SELECT m.*, octet_length(m.content) + octet_length(m.value::text) AS bytes
+        SELECT m.*, octet_length(m.content) + octet_length(m.value::text) + coalesce(octet_length(m.sealed), 0) AS bytes
         FROM engram.memories m
         WHERE m.tenant = session_user::text
           AND ($1 IS NULL OR m.user_id = $1)
@@ -269,24 +284,28 @@ BEGIN
           AND ($3 IS NULL OR m.session_id = $3)
           AND ($4 IS NULL OR m.type = $4)
           AND ($5 IS NULL OR (m.namespace >= $5 AND m.namespace < $6))
-          AND ($9 IS NULL OR (m.created, m.id) < ($9, $10))
+          AND ($11 IS NULL OR (m.created, m.id) < ($11, $12))
           AND (m.expires IS NULL OR m.expires > now())
           AND m.archived IS NULL
           AND CASE WHEN m.slot <@ owned THEN true ELSE false END
-          AND ($7 IS NULL OR jsonb_path_match(
-                  engram.filterable(m.key, m.type, m.user_id, m.agent_id, m.session_id, m.value, m.importance,
-                                    m.created, m.updated, m.expires), $7, $8, true))
+          AND ($10 IS NULL OR m.terms @@ $10 OR m.key_version = 0)
+          AND ($7 IS NULL OR coalesce(
+                  jsonb_path_match(
+                      engram.filterable(m.key, m.type, m.user_id, m.agent_id, m.session_id, m.value, m.importance,
+                                        m.created, m.updated, m.expires),
+                      CASE WHEN m.sealed IS NULL THEN $7 ELSE $8 END, $9, true),
+                  m.sealed IS NOT NULL AND $8 IS NULL))
         ORDER BY m.created DESC, m.id DESC
-        LIMIT $11
+        LIMIT $13
     ), sized AS (
         SELECT p.*, sum(p.bytes) OVER newest AS bytes_so_far, lead(p.id) OVER newest IS NOT NULL AS is_followed
         FROM page p WINDOW newest AS (ORDER BY p.created DESC, p.id DESC)
     )
-    SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value,
+    SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value, f.sealed,
            f.importance, f.created, f.updated, f.expires, f.version, NULL::double precision,
-           f.is_followed AND f.bytes_so_far >= $12
+           f.is_followed AND f.bytes_so_far >= $14
     FROM sized f
-    WHERE f.bytes_so_far - f.bytes < $12
+    WHERE f.bytes_so_far - f.bytes < $14
     ORDER BY f.created DESC, f.id DESC;
 END $$;
 
@@ -298,7 +317,7 @@ END $$;
 CREATE FUNCTION engram.search_memories(
     finders tsquery, scorers tsquery[], weights double precision[], mean_terms double precision, max_candidates int,
     user_id text, agent_id text, session_id text, type text, namespace text[], namespace_end text[],
-    filter jsonpath, vars jsonb, max_rows int, max_bytes bigint, known_epoch bigint
+    filter jsonpath, fields_filter jsonpath, vars jsonb, tokens tsquery, max_rows int, max_bytes bigint, known_epoch bigint
 ) RETURNS SETOF engram.found
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET work_mem = '16MB' AS $$
@@ -321,9 +340,13 @@ BEGIN
           AND (m.expires IS NULL OR m.expires > now())
           AND m.archived IS NULL
           AND CASE WHEN m.slot <@ owned THEN true ELSE false END
-          AND ($12 IS NULL OR jsonb_path_match(
-                  engram.filterable(m.key, m.type, m.user_id, m.agent_id, m.session_id, m.value, m.importance,
-                                    m.created, m.updated, m.expires), $12, $13, true))
+          AND ($15 IS NULL OR m.terms @@ $15 OR m.key_version = 0)
+          AND ($12 IS NULL OR coalesce(
+                  jsonb_path_match(
+                      engram.filterable(m.key, m.type, m.user_id, m.agent_id, m.session_id, m.value, m.importance,
+                                        m.created, m.updated, m.expires),
+                      CASE WHEN m.sealed IS NULL THEN $12 ELSE $13 END, $14, true),
+                  m.sealed IS NOT NULL AND $13 IS NULL))
         ORDER BY m.created DESC, m.id DESC
         LIMIT $5
     ), best AS (
@@ -334,19 +357,19 @@ BEGIN
             FROM unnest($2, $3) s (query, weight)) AS score
         FROM candidates c
         ORDER BY score DESC, c.created DESC, c.id DESC
-        LIMIT $14
-    ), sized AS (
-        SELECT m.*, b.score, octet_length(m.content) + octet_length(m.value::text) AS bytes,
-               sum(octet_length(m.content) + octet_length(m.value::text)) OVER ranked AS bytes_so_far,
-               lead(m.id) OVER ranked IS NOT NULL AS is_followed
+        LIMIT $16
+    ), weighed AS (
+        SELECT m.*, b.score, octet_length(m.content) + octet_length(m.value::text) + coalesce(octet_length(m.sealed), 0) AS bytes
         FROM best b JOIN engram.memories m ON m.tenant = session_user::text AND m.slot = b.slot AND m.id = b.id
-        WINDOW ranked AS (ORDER BY b.score DESC, b.created DESC, b.id DESC)
+    ), sized AS (
+        SELECT w.*, sum(w.bytes) OVER ranked AS bytes_so_far, lead(w.id) OVER ranked IS NOT NULL AS is_followed
+        FROM weighed w WINDOW ranked AS (ORDER BY w.score DESC, w.created DESC, w.id DESC)
     )
-    SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value,
+    SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value, f.sealed,
            f.importance, f.created, f.updated, f.expires, f.version, f.score,
-           f.is_followed AND f.bytes_so_far >= $15
+           f.is_followed AND f.bytes_so_far >= $17
     FROM sized f
-    WHERE f.bytes_so_far - f.bytes < $15
+    WHERE f.bytes_so_far - f.bytes < $17
     ORDER BY f.score DESC, f.created DESC, f.id DESC;
 END $$;
 

@@ -27,7 +27,7 @@ def build_condition(verdict: Verdict, resource: Mapping[str, Any], now_s: float)
     status = "Unknown" if verdict.holds is None else str(verdict.holds)
     conditions = (resource.get("status") or {}).get("conditions") or ()
     old: Mapping[str, Any] = next((each for each in conditions if each.get("type") == verdict.type), {})
-    moment = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = time_of(now_s)
     return {
         "type": verdict.type,
         "status": status,
@@ -36,3 +36,8 @@ def build_condition(verdict: Verdict, resource: Mapping[str, Any], now_s: float)
         "reason": verdict.reason,
         "message": verdict.message[:MAX_MESSAGE_CHARS],
     }
+
+
+def time_of(now_s: float) -> str:
+    """Unix seconds as Kubernetes writes a time."""
+    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -103,7 +103,7 @@ def read_member(pod: Manifest) -> Member:
     """The member of a pod."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     said = _json_of((metadata.get("annotations") or {}).get("status"))
-    ready = _condition(status, "Ready")
+    ready = condition_of(status, "Ready")
     is_ready = ready.get("status") == "True"
     labels = metadata.get("labels") or {}
     return Member(
@@ -117,7 +117,7 @@ def read_member(pod: Manifest) -> Member:
         unready_since_s=None
         if is_ready
         else seconds_of(ready.get("lastTransitionTime") or metadata["creationTimestamp"]),
-        trouble=_trouble(status),
+        trouble=trouble_of(status),
         role=str(said.get("role") or labels.get(ROLE_LABEL) or ""),
         state=str(said.get("state") or ""),
         timeline=_whole(said.get("timeline")),
@@ -171,12 +171,14 @@ def seconds_of(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of this type, empty if there is none."""
     return next((each for each in status.get("conditions") or () if each["type"] == kind), {})
 
 
-def _trouble(status: Mapping[str, Any]) -> str:
-    scheduled = _condition(status, "PodScheduled")
+def trouble_of(status: Mapping[str, Any]) -> str:
+    """Why a pod of this status does not start, empty if nothing but time is needed."""
+    scheduled = condition_of(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return f"Unschedulable: {scheduled.get('message', '')}"
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):

@@ -156,6 +156,30 @@ class PrepareTenant:
 
 
 @dataclass(frozen=True, slots=True)
+class MendLogin:
+    """The tenant's role is again as it was made, after somebody who was logged in as it changed this of it."""
+
+    shard: str
+    database: str
+    role: str
+    altered: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"set role {self.role} right on {self.shard}, which had changed {', '.join(self.altered)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShutOut:
+    """Nobody can log in as the tenant there; all that it stored stays."""
+
+    role: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"end the access of {self.role} to {self.place}"
+
+
+@dataclass(frozen=True, slots=True)
 class PublishMap:
     """The shard knows the map and owns what it says."""
 
@@ -164,6 +188,66 @@ class PublishMap:
 
     def __str__(self) -> str:
         return f"publish epoch {self.shard_map.epoch} to {self.shard}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetQuota:
+    """The shard has this part of the tenant's quota as its base."""
+
+    shard: str
+    memories: int
+    bytes: int
+    total_memories: int
+    total_bytes: int
+
+    def __str__(self) -> str:
+        return f"quota on {self.shard}: {self.memories} memories, {self.bytes} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class CarryLoan:
+    """The shard has borrowed so much from the lender since ever."""
+
+    shard: str
+    lender: str
+    memories: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"carry to {self.shard} what {self.lender} lent it: {self.memories} memories, {self.bytes} bytes in all"
+
+
+@dataclass(frozen=True, slots=True)
+class LendBack:
+    """The shard lends what it does not use."""
+
+    shard: str
+    borrower: str
+    memories: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.shard} lends {self.borrower} {self.memories} memories, {self.bytes} bytes of the quota"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepCacheUser:
+    """The tenant's user of the cluster's Redis is there, with its present passwords."""
+
+    role: str
+
+    def __str__(self) -> str:
+        return f"make {self.role} a user of the cache"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTenant:
+    """The shard frees the space of what has expired."""
+
+    shard: str
+
+    def __str__(self) -> str:
+        return f"sweep what has expired on {self.shard}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +291,14 @@ Step = (
     | ReloadFiles
     | RotateCredentials
     | PrepareTenant
+    | MendLogin
+    | ShutOut
     | PublishMap
+    | SetQuota
+    | CarryLoan
+    | LendBack
+    | KeepCacheUser
+    | SweepTenant
     | Wait
     | Note
 )

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from engram_contract.names import API_VERSION, CLUSTER_KIND
+from engram_contract.names import API_VERSION, CLUSTER_KIND, CLUSTER_LABEL
 from engram_contract.spec import BadSpec, ClusterSpec
-from engram_operator.clients.kube import MEMORY_CLUSTERS, Kube, Manifest
+from engram_operator.clients.kube import MEMORY_CLUSTERS, OWNED, Kube, Manifest
 from engram_operator.controller import Outcome
 from engram_operator.errors import ApiNotFound
 from engram_operator.events import About, Recorder
 from engram_operator.leadership import Leadership
+from engram_operator.manifests.dcs import find_orphans
 from engram_operator.manifests.site import Site
 from engram_operator.metrics import OperatorMetrics
 from engram_operator.plan.cluster import TOLD_S, Plan, plan_cluster
@@ -27,10 +28,11 @@ from engram_operator.plan.steps import Apply, ReloadFiles
 from engram_operator.reconcile.execute import execute, preview
 from engram_operator.reconcile.hands import hands_for, refresh_certificates, serving_age_s
 from engram_operator.reconcile.observe import observe_cluster
-from engram_operator.reconcile.writing import write_status
+from engram_operator.reconcile.writing import delete, write_status
 from engram_operator.workqueue import Key
 
 SOON_S: Final = 0.5  # after something was done: its effects are seen by then, and the next step is due
+ENDING_S: Final = 5.0  # between looks at the members of a cluster that is gone
 FRESH_S: Final = 30.0  # between looks while a certificate is new
 SHOWN_S: Final = 30.0  # how old a plan may be that is only shown
 
@@ -62,9 +64,11 @@ class ClusterReconciler:
         try:
             resource = await self._kube.fetch(MEMORY_CLUSTERS, key.namespace, key.name)
         except ApiNotFound:
-            return self._gone(key)
+            self._gone(key)
+            return await self._sweep(key)
         if "deletionTimestamp" in resource["metadata"]:
-            return self._gone(key)  # its objects go with it; nothing outside is ours to clean
+            self._gone(key)
+            return Outcome("gone")  # its objects go with it; nothing outside is ours to clean
         try:
             spec = ClusterSpec.from_resource(resource)
         except BadSpec as error:
@@ -80,10 +84,24 @@ class ClusterReconciler:
         is_due = outcome.again_s is None and serving_age_s(spec, seen) <= TOLD_S
         return replace(outcome, again_s=FRESH_S) if is_due else outcome
 
-    def _gone(self, key: Key) -> Outcome:
+    def _gone(self, key: Key) -> None:
         self._conditions.pop(key, None)
         self._metrics.set_clusters(self._conditions.values())
-        return Outcome("gone")
+
+    async def _sweep(self, key: Key) -> Outcome:
+        """What members make in their last moment, when what they had is gone already, goes after them."""
+        selector = f"{CLUSTER_LABEL}={key.name}"
+        config_maps = await self._kube.fetch_labelled(OWNED["ConfigMap"], key.namespace, selector)
+        if not any(find_orphans(config_maps, ())):
+            return Outcome("gone")
+        pods = await self._kube.fetch_labelled(OWNED["Pod"], key.namespace, selector)
+        claims = await self._kube.fetch_labelled(OWNED["PersistentVolumeClaim"], key.namespace, selector)
+        if pods or any("deletionTimestamp" in each["metadata"] for each in claims):
+            return Outcome("waiting", ENDING_S, waits=("its members and their volumes are ending",))
+        orphans = list(find_orphans(config_maps, claims))
+        for each in orphans:
+            await delete(self._kube, self._leadership.held(), "ConfigMap", each["metadata"])
+        return Outcome("gone", done=tuple(f"remove ConfigMap {each['metadata']['name']}" for each in orphans))
 
     async def _carry_out(self, spec: ClusterSpec, seen: Observed, plan: Plan) -> Round:
         if spec.paused or spec.plan_only:

@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from engram_contract.names import CLUSTER_KIND, CLUSTER_LABEL, PROTECTED_LABEL
+from engram_contract.names import CLUSTER_KIND, CLUSTER_LABEL
 from engram_operator.clients.kube import NAMESPACES, OWNED, Kube, Manifest
 from engram_operator.clients.patroni import reload_files, restart_postgres
 from engram_operator.errors import (
     ApiConflict,
     ApiError,
-    ApiNotFound,
     ApiRefused,
     ApiUnavailable,
     LostLease,
@@ -48,7 +47,7 @@ from engram_operator.plan.steps import (
     TurnRoles,
     Wait,
 )
-from engram_operator.reconcile.writing import left_s
+from engram_operator.reconcile.writing import delete, left_s, remove
 
 FIELD_MANAGER: Final = "engram-operator"
 # One for each writer: two applies of one object under one name would delete each other's fields.
@@ -123,9 +122,10 @@ async def _act(hands: Hands, step: Step) -> None:
         case Apply(manifest):
             await _apply(hands, manifest)
         case Remove(manifest):
-            await _remove(hands, manifest)
+            await remove(hands.kube, hands.term, manifest, MANAGERS["Namespace"])
         case RestartPod(name, uid):
-            await _delete(hands, "Pod", name, uid)
+            pod = {"namespace": hands.namespace, "name": name, "uid": uid}
+            await delete(hands.kube, hands.term, "Pod", pod)
         case Switchover():
             manifest = build_switchover(hands.namespace, hands.cluster, step.scope, step.primary, step.candidate)
             await hands.kube.apply(OWNED["ConfigMap"], manifest, SWITCHOVER_MANAGER, timeout_s=left_s(hands.term))
@@ -172,11 +172,8 @@ async def _apply(hands: Hands, manifest: Manifest) -> None:
 
 async def _refuse_strangers(hands: Hands, kind: str, name: str) -> None:
     """Raises NameTaken if there is an object of this name that does not bear the cluster's label."""
-    try:
-        live = await hands.kube.fetch(OWNED[kind], hands.namespace, name)
-    except ApiNotFound:
-        return
-    if not _belongs(live, hands.cluster):
+    live = await hands.kube.find(OWNED[kind], hands.namespace, name)
+    if live is not None and not _belongs(live, hands.cluster):
         raise NameTaken(f"{kind} {name} is there and does not belong to {hands.cluster}: delete or rename it")
 
 
@@ -185,24 +182,6 @@ def _belongs(live: Manifest, cluster: str) -> bool:
     metadata = live["metadata"]
     owners = [(each["kind"], each["name"]) for each in metadata.get("ownerReferences") or ()]
     return (metadata.get("labels") or {}).get(CLUSTER_LABEL) == cluster or (CLUSTER_KIND, cluster) in owners
-
-
-async def _remove(hands: Hands, manifest: Manifest) -> None:
-    """Admission refuses to delete what is labelled as protected, us too: so the label goes first."""
-    kind, metadata = manifest["kind"], manifest["metadata"]
-    if (metadata.get("labels") or {}).get(PROTECTED_LABEL) == "true":
-        place = {name: metadata[name] for name in ("name", "namespace", "uid")}
-        opened = {"apiVersion": manifest["apiVersion"], "kind": kind}
-        opened["metadata"] = place | {"labels": {PROTECTED_LABEL: "false"}}
-        await hands.kube.apply(OWNED[kind], opened, MANAGERS["Namespace"], timeout_s=left_s(hands.term))
-    await _delete(hands, kind, metadata["name"], metadata["uid"])
-
-
-async def _delete(hands: Hands, kind: str, name: str, uid: str) -> None:
-    try:
-        await hands.kube.delete(OWNED[kind], hands.namespace, name, uid, timeout_s=left_s(hands.term))
-    except ApiNotFound:
-        return  # gone is what was wanted
 
 
 def _wait_of(step: Step, error: OperatorError) -> Wait:

@@ -19,6 +19,7 @@ from engram_operator.clients import postgres, roles, x509
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.kube import SECRETS, Kube
 from engram_operator.clients.postgres import ShardIdentity
+from engram_operator.clients.sealing import new_key
 from engram_operator.errors import OperatorError
 from engram_operator.leadership import Term
 from engram_operator.manifests.credentials import RESTAPI_USER, Credentials, build_credentials_secret, build_keys_secret
@@ -65,6 +66,7 @@ def new_credentials() -> Credentials:
         restapi=word(),
         pooler=word(),
         redis=word(),
+        key=new_key(),
     )
 
 
@@ -95,7 +97,7 @@ async def turn_certificates(kube: Kube, term: Term, spec: ClusterSpec, seen: Obs
 async def prepare_shard(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) -> None:
     """The shard's shared database has this version's schema. Raises OperatorError."""
     admin = await login(kube, spec, seen, shard_id)
-    identity = ShardIdentity(_credentials(seen).cluster_id, shard_id)
+    identity = ShardIdentity(credentials_of(seen).cluster_id, shard_id)
     try:
         if spec.provider is Provider.MANAGED:
             await postgres.close_databases(admin)
@@ -118,7 +120,7 @@ async def login(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) ->
 
 async def rotate_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed, request: str) -> None:
     """The Secret holds new passwords beside the superuser's old one. Raises ApiConflict if somebody wrote it since."""
-    old = _credentials(seen)
+    old = credentials_of(seen)
     fresh = new_credentials()
     rotated = replace(
         old,
@@ -129,7 +131,20 @@ async def rotate_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Ob
         rewind=fresh.rewind,
         rotation=request,
     )
-    manifest = stamped(build_credentials_secret(spec, Owner(spec.namespace, spec.name, seen.metadata["uid"]), rotated))
+    await _change_credentials(kube, term, spec, seen, rotated)
+
+
+async def complete_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Observed) -> None:
+    """A cluster from before there were keys of data has one to wrap them. Raises ApiConflict."""
+    await _change_credentials(kube, term, spec, seen, replace(credentials_of(seen), key=new_key()))
+
+
+async def _change_credentials(
+    kube: Kube, term: Term, spec: ClusterSpec, seen: Observed, credentials: Credentials
+) -> None:
+    """The Secret holds these, over the version that was seen."""
+    owner = Owner(spec.namespace, spec.name, seen.metadata["uid"])
+    manifest = stamped(build_credentials_secret(spec, owner, credentials))
     live = seen.live("Secret", manifest["metadata"]["name"]) or {}
     manifest["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
     await kube.apply(SECRETS, manifest, FIELD_MANAGER, timeout_s=term.check())
@@ -137,7 +152,7 @@ async def rotate_credentials(kube: Kube, term: Term, spec: ClusterSpec, seen: Ob
 
 async def turn_roles(kube: Kube, spec: ClusterSpec, seen: Observed, shard_id: str) -> None:
     """The shard's own roles are those of the credentials. Raises OperatorError."""
-    credentials = _credentials(seen)
+    credentials = credentials_of(seen)
     admin = await login(kube, spec, seen, shard_id)
     await roles.keep_roles(admin, passwords_of(credentials), marks_of(credentials))
 
@@ -167,11 +182,12 @@ async def refresh_certificates(spec: ClusterSpec, seen: Observed) -> tuple[str, 
     return tuple(told)
 
 
-def _credentials(seen: Observed) -> Credentials:
+def credentials_of(seen: Observed) -> Credentials:
+    """The cluster's passwords and keys. Raises OperatorError while there are none."""
     if seen.credentials is None:
         raise OperatorError("the cluster has no credentials yet")
     return seen.credentials
 
 
 def _restapi(seen: Observed) -> tuple[str, str]:
-    return RESTAPI_USER, _credentials(seen).restapi
+    return RESTAPI_USER, credentials_of(seen).restapi

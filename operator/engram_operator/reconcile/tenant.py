@@ -1,77 +1,90 @@
-"""One reconcile of a MemoryTenant: its role, database and map on every shard, then what its pods mount.
+"""One reconcile of a MemoryTenant: its role, database, quota and map on every shard, then what its pods mount.
 
-fetch --> gone? --> parse --> its cluster: there, admits it, not paused? --> observe --> plan --> act --> status
+fetch --> gone? going? --> finalizer --> parse --> its cluster: there, admits it, not paused? --> observe --> plan
+    --> act --> status, and again in a minute: usage is measured, what has expired swept, a lost user of Redis made anew
 """
 
 import asyncio
-import base64
-import binascii
-import json
+import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-from engram_contract.names import CREDENTIALS_FILE, MAP_FILE, TENANT_KIND, tenant_objects, tenant_role
-from engram_contract.shardmap import BadMap, ShardMap
+from engram_contract.credentials import CacheLogin
+from engram_contract.names import (
+    API_VERSION,
+    REDIS_PORT,
+    ROTATE_ANNOTATION,
+    ROTATE_KEY_ANNOTATION,
+    TENANT_KIND,
+    tenant_objects,
+)
 from engram_contract.spec import BadSpec, ClusterSpec, TenantSpec
-from engram_operator.clients import facts, postgres
+from engram_operator.clients import cache, tenancy
 from engram_operator.clients.dsn import node_of
-from engram_operator.clients.kube import MEMORY_CLUSTERS, MEMORY_TENANTS, NAMESPACES, OWNED, SECRETS, Kube, Manifest
-from engram_operator.clients.postgres import ShardIdentity
-from engram_operator.controller import Outcome
-from engram_operator.errors import ApiNotFound, BadDsn, LostLease, OperatorError
+from engram_operator.clients.kube import MEMORY_CLUSTERS, MEMORY_TENANTS, OWNED, Kube, Manifest
+from engram_operator.controller import Outcome, Result
+from engram_operator.errors import ApiNotFound, BadDsn, CacheUnreachable, KeyUnreadable, LostLease, OperatorError
+from engram_operator.events import About, Recorder
 from engram_operator.leadership import Leadership
-from engram_operator.plan.maps import tenant_database
-from engram_operator.plan.migrations import MigrationConflict
+from engram_operator.manifests.meta import Owner
+from engram_operator.manifests.tenant import read_tenant_keys, read_tenant_secret
+from engram_operator.manifests.terms import USUAL, Terms
+from engram_operator.plan.login import Asked, cache_passwords, placed, plan_login
+from engram_operator.plan.login import left_s as rotation_left_s
+from engram_operator.plan.members import seconds_of
 from engram_operator.plan.observed import Observed, Silence
-from engram_operator.plan.roles import mark_of
-from engram_operator.plan.steps import Apply, PrepareTenant, PublishMap, Step, Wait
+from engram_operator.plan.steps import MendLogin, Step, Wait
 from engram_operator.plan.tenant import (
+    Files,
     OnShard,
     TenantObserved,
-    TenantPlan,
+    TenantRound,
     build_tenant_status,
     places_of,
     plan_tenant,
     refused_tenant_status,
+    round_of,
 )
-from engram_operator.reconcile.execute import FIELD_MANAGER
-from engram_operator.reconcile.hands import login
-from engram_operator.reconcile.observe import admins_of, ca_of, observe_shards
-from engram_operator.reconcile.writing import left_s, write_status
+from engram_operator.reconcile import erasure
+from engram_operator.reconcile.access import Access
+from engram_operator.reconcile.hands import complete_credentials, credentials_of
+from engram_operator.reconcile.keys import KeyPlace, keep_keyring
+from engram_operator.reconcile.observe import admins_of, ca_of, first_answer, observe_shards
+from engram_operator.reconcile.tenant_steps import Subject, TenantSteps
+from engram_operator.reconcile.watchdog import Watchdog
+from engram_operator.reconcile.writing import write_status
 from engram_operator.workqueue import Key
 
 NOWHERE_S: Final = 10.0
+SOON_S: Final = 0.5
+MEASURE_S: Final = 60.0
 PASSWORD_BYTES: Final = 32
 
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A tenant with its cluster, both parsed, and what was seen of the cluster's shards."""
-
-    tenant: TenantSpec
-    cluster: ClusterSpec
-    seen: Observed
-
-    @property
-    def role(self) -> str:
-        """The tenant's login."""
-        return tenant_role(self.tenant.namespace, self.tenant.name)
-
-    @property
-    def database(self) -> str:
-        """Where its memories lie on each shard."""
-        return tenant_database(self.role, self.tenant.isolation)
+log = logging.getLogger(__name__)
 
 
 class TenantReconciler:
     """Reconciles MemoryTenants while we lead. `wall_clock` gives Unix seconds."""
 
-    def __init__(self, kube: Kube, leadership: Leadership, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        leadership: Leadership,
+        recorder: Recorder,
+        watchdog: Watchdog,
+        terms: Terms = USUAL,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._kube = kube
         self._leadership = leadership
+        self._recorder = recorder
+        self._watchdog = watchdog
+        self._steps = TenantSteps(kube, leadership)
+        self._access = Access(kube, leadership, wall_clock)
+        self._terms = terms
         self._wall_clock = wall_clock
 
     async def reconcile(self, key: Key) -> Outcome:
@@ -79,60 +92,124 @@ class TenantReconciler:
         try:
             resource = await self._kube.fetch(MEMORY_TENANTS, key.namespace, key.name)
         except ApiNotFound:
+            self._watchdog.forget(key)
+            self._access.forget(key)
             return Outcome("gone")
         if "deletionTimestamp" in resource["metadata"]:
-            return Outcome("gone")
+            self._watchdog.forget(key)
+            self._access.forget(key)
+            return await self._let_go(resource)
+        if erasure.has_finalizer(resource) is not erasure.wants_finalizer(resource):
+            # Before there is anything to erase. What the object is then, the next round looks at.
+            is_wanted = erasure.wants_finalizer(resource)
+            await erasure.mark(self._kube, self._leadership.held(), resource, is_wanted=is_wanted)
+            return Outcome("acted", SOON_S, (f"finalizer {'set' if is_wanted else 'taken away'}",))
+        return await self._reconcile_living(resource)
+
+    async def _reconcile_living(self, resource: Manifest) -> Outcome:
         try:
             tenant = TenantSpec.from_resource(resource)
         except BadSpec as error:
             await self._report(resource, refused_tenant_status(resource, str(error), self._wall_clock()))
             return Outcome("refused", waits=(str(error),))
-        cluster = await self._find_cluster(tenant)
-        if isinstance(cluster, Wait):
-            return await self._end(tenant, resource, TenantPlan((), None), (), (cluster,))
-        spec, body = cluster
+        found = await self._access.find(tenant)
+        if isinstance(found, Wait):
+            return await self._end(tenant, resource, (), TenantRound((found,)))
+        key = Key(TENANT_KIND, tenant.namespace, tenant.name)
+        if not found.is_admitted:
+            shut, wait = await self._access.shut_out(key, found)
+            if shut:
+                await self._recorder.record(_about(resource), "Warning", "AccessEnded", wait.message)
+            return await self._end(tenant, resource, shut, TenantRound((wait,)))
+        self._access.forget(key)
+        spec, body = found.spec, found.body
         if spec.paused:
             return Outcome("waiting", waits=("its cluster is paused",))
-        return await self._carry_out(
-            Subject(tenant, spec, await observe_shards(self._kube, body, spec, self._wall_clock)), resource
-        )
+        metadata = resource["metadata"]
+        created_s = int(seconds_of(metadata["creationTimestamp"])) if "creationTimestamp" in metadata else 0
+        policy = tenant.policy(self._terms.plans, metadata["generation"], created_s)
+        return await self._carry_out(Subject(tenant, spec, await self._see(body, spec), policy), resource)
+
+    async def _see(self, body: Manifest, spec: ClusterSpec) -> Observed:
+        return await observe_shards(self._kube, body, spec, self._wall_clock)
 
     async def _carry_out(self, subject: Subject, resource: Manifest) -> Outcome:
         tenant, spec = subject.tenant, subject.cluster
+        if subject.seen.credentials is None:
+            wait = Wait("ClusterNotReady", f"MemoryCluster {spec.name} has no credentials yet", SOON_S * 4)
+            return await self._end(tenant, resource, (), TenantRound((wait,)))
+        if not subject.seen.credentials.key:
+            await complete_credentials(self._kube, self._leadership.held(), spec, subject.seen)
+            return Outcome("acted", SOON_S, ("make the key that wraps the keys of the cluster's tenants",))
         try:
             seen = await self._observe(subject, resource)
+            files = await self._files(subject, resource, seen)
         except BadDsn as error:
             wait = Wait("BadDsn", f"a shard of MemoryCluster {spec.name}: {error}", NOWHERE_S, is_fault=True)
-            return await self._end(tenant, resource, TenantPlan((), None), (), (wait,))
-        plan = plan_tenant(tenant, spec, seen)
-        done, waits = await self._act(subject, seen, plan)
-        return await self._end(tenant, resource, plan, done, waits)
+            return await self._end(tenant, resource, (), TenantRound((wait,)))
+        except KeyUnreadable as error:
+            wait = Wait("KeyUnreadable", f"the keys of the tenant's data: {error}", NOWHERE_S, is_fault=True)
+            return await self._end(tenant, resource, (), TenantRound((wait,)))
+        plan = plan_tenant(tenant, spec, seen, files)
+        done, waits = await self._steps.act(subject, seen, files, plan)
+        for step in (each for each in done if isinstance(each, MendLogin)):
+            said = (
+                f"{step.shard}: somebody who was logged in as {step.role} changed {', '.join(step.altered)}; set right"
+            )
+            await self._recorder.record(_about(resource), "Warning", "LoginMended", said)
+        changed_s = self._wall_clock() if done else None
+        ended = round_of(plan, waits, seen, files, changed_s, self._terms.file_grace_s)
+        return await self._end(tenant, resource, done, ended)
 
-    async def _find_cluster(self, tenant: TenantSpec) -> tuple[ClusterSpec, Manifest] | Wait:
-        reference = tenant.cluster_ref
-        place = f"MemoryCluster {reference.namespace}/{reference.name}"
+    async def _let_go(self, resource: Manifest) -> Outcome:
+        """What is asked for when the object is deleted; nothing if somebody else's finalizer is what it waits for."""
+        if not erasure.has_finalizer(resource):
+            return Outcome("gone")
+        metadata = resource["metadata"]
+        said, reason = f"reclaimPolicy is Retain: the memories of {metadata['name']} stay", "Retained"
+        if erasure.wants_finalizer(resource):
+            outcome = await self._erase(resource)
+            if isinstance(outcome, Wait):
+                await self._recorder.record(_about(resource), "Warning", outcome.reason, outcome.message)
+                return Outcome("waiting", outcome.seconds, (), (outcome.message,))
+            said, reason = outcome, "Erased"
+        await self._recorder.record(_about(resource), "Normal", reason, said)
+        await erasure.mark(self._kube, self._leadership.held(), resource, is_wanted=False)
+        return Outcome("acted", None, (said,))
+
+    async def _erase(self, resource: Manifest) -> str | Wait:
+        """What became of the memories, or what is in the way."""
+        metadata, reference = resource["metadata"], resource["spec"]["clusterRef"]
+        namespace = reference.get("namespace") or metadata["namespace"]
+        place = f"MemoryCluster {namespace}/{reference['name']}"
         try:
-            body = await self._kube.fetch(MEMORY_CLUSTERS, reference.namespace, reference.name)
-            spec = ClusterSpec.from_resource(body)
+            body = await self._kube.fetch(MEMORY_CLUSTERS, namespace, reference["name"])
+            tenant, spec = TenantSpec.from_resource(resource), ClusterSpec.from_resource(body)
         except ApiNotFound:
-            return Wait("ClusterNotFound", f"spec.clusterRef: there is no {place}", NOWHERE_S, is_fault=True)
+            return f"nothing was erased: there is no {place}"
         except BadSpec as error:
-            return Wait("ClusterRefused", f"{place}: {error}", NOWHERE_S, is_fault=True)
-        labels: dict[str, str] = {}
-        if tenant.namespace != spec.namespace:
-            namespace = await self._kube.fetch(NAMESPACES, None, tenant.namespace)
-            labels = namespace["metadata"].get("labels") or {}
-        if not spec.admits(tenant.namespace, labels):
-            message = f"{place} does not admit namespace {tenant.namespace} (its spec.access.namespaceSelector)"
-            return Wait("NotAdmitted", f"spec.clusterRef: {message}", NOWHERE_S, is_fault=True)
-        return spec, body
+            return Wait("BadSpec", f"not erased: {error}", NOWHERE_S, is_fault=True)
+        if "deletionTimestamp" in body["metadata"]:
+            return f"nothing was erased: {place} is going, and its volumes with it or not, as its reclaimPolicy says"
+        if spec.paused:
+            return Wait("Paused", f"not erased: {place} is paused", NOWHERE_S)
+        subject = Subject(tenant, spec, await self._see(body, spec), tenant.policy())
+        try:
+            erased = await erasure.erase(
+                self._kube, self._leadership.held(), spec, subject.seen, subject.role, subject.database
+            )
+        except LostLease:
+            raise
+        except OperatorError as error:
+            way = 'to let it go unerased: kubectl patch mt --type merge -p \'{"spec":{"reclaimPolicy":"Retain"}}\''
+            return Wait(type(error).__name__, f"not erased yet: {error} ({way})", NOWHERE_S, is_fault=True)
+        return f"{erased} memories of {metadata['name']} erased from {len(spec.shards)} shards, with keys and role"
 
     async def _observe(self, subject: Subject, resource: Manifest) -> TenantObserved:
         name, namespace = tenant_objects(subject.tenant.name), subject.tenant.namespace
         secret, config = await asyncio.gather(
-            self._fetch(OWNED["Secret"], namespace, name), self._fetch(OWNED["ConfigMap"], namespace, name)
+            self._kube.find(OWNED["Secret"], namespace, name), self._kube.find(OWNED["ConfigMap"], namespace, name)
         )
-        passwords = read_passwords(secret, subject.role) or (secrets.token_hex(PASSWORD_BYTES),)
         ids = [shard.id for shard in subject.cluster.shards]
         answers = await asyncio.gather(*(self._ask(subject, each) for each in ids))
         places = dict(places_of(subject.cluster))
@@ -145,110 +222,81 @@ class TenantReconciler:
             places=places,
             secret=secret,
             config=config,
-            known=tuple(known_maps(config)),
-            passwords=passwords,
-            mark=mark_of(subject.role, passwords[0]),
-            ca=ca_of(subject.seen, subject.cluster),
+            has_cache_user=await self._has_cache_user(subject, secret),
         )
 
     async def _ask(self, subject: Subject, shard_id: str) -> OnShard | Silence:
         try:
-            admin = await login(self._kube, subject.cluster, subject.seen, shard_id)
-            return await facts.fetch_tenant(admin, subject.database, subject.role)
+            logins = await admins_of(self._kube, subject.cluster, subject.seen, shard_id)
+            ask = partial(
+                tenancy.fetch_tenant,
+                database=subject.database,
+                role=subject.role,
+                audit_retention_s=subject.policy.audit_retention_s,
+            )
+            return await first_answer(logins, ask)
         except OperatorError as error:
             return Silence(str(error))
 
-    async def _fetch(self, resource: Any, namespace: str, name: str) -> Manifest | None:  # noqa: ANN401  a Resource
+    async def _has_cache_user(self, subject: Subject, secret: Manifest | None) -> bool:
+        stored = read_tenant_secret(secret)
+        if not subject.has_cache or subject.seen.credentials is None:
+            return True
+        if stored is None or stored.credentials.cache is None:
+            return False
         try:
-            return await self._kube.fetch(resource, namespace, name)
-        except ApiNotFound:
-            return None
+            wanted = stored.credentials.cache.passwords
+            return await cache.has_user(subject.cache_host, subject.seen.credentials.redis, subject.role, wanted)
+        except CacheUnreachable as error:
+            log.info("cache not asked", extra={"reason": str(error)})
+            return True
 
-    async def _act(
-        self, subject: Subject, seen: TenantObserved, plan: TenantPlan
-    ) -> tuple[tuple[Step, ...], tuple[Wait, ...]]:
-        done: list[Step] = []
-        if seen.secret is None and plan.shard_map is not None:
-            # The password first: a role whose password nobody wrote down would be made anew at each try.
-            await self._keep_passwords(subject, plan)
-        for step in plan.steps:
-            if isinstance(step, Wait):
-                return tuple(done), (step,)
-            try:
-                await self._do(subject, seen, step)
-            except LostLease:
-                raise
-            except OperatorError as error:
-                return tuple(done), (Wait(type(error).__name__, f"{step}: {error}", 2.0, is_fault=True),)
-            done.append(step)
-        return tuple(done), ()
+    async def _files(self, subject: Subject, resource: Manifest, seen: TenantObserved) -> Files:
+        """What the tenant's Secret and ConfigMap are to say. Raises OperatorError."""
+        term, spec = self._leadership.held(), subject.cluster
+        wrapping_key = credentials_of(subject.seen).key
+        owner = Owner(spec.namespace, spec.name, subject.seen.metadata["uid"])
+        request = (resource["metadata"].get("annotations") or {}).get(ROTATE_KEY_ANNOTATION, "")
+        place = KeyPlace(spec, owner, subject.role, wrapping_key)
+        published = int(((resource.get("status") or {}).get("published") or {}).get("keys") or 0)
+        kept = await keep_keyring(self._kube, term, place, request, read_tenant_keys(seen.own_secret), published)
+        stored = read_tenant_secret(seen.own_secret)
+        marks = [told.mark for told in seen.told if told.is_current]
+        asked = self._asked(resource, secrets.token_hex(PASSWORD_BYTES))
+        planned = plan_login(subject.role, stored, asked, marks)
+        user = None
+        if subject.has_cache:
+            url = f"redis://{subject.cache_host}:{REDIS_PORT}"
+            user = CacheLogin(url, subject.role, cache_passwords(planned.stored.credentials.passwords))
+        login = placed(planned, stored, ca_of(subject.seen, spec), user)
+        return Files(login, kept.ring, subject.policy, kept.refusal)
 
-    async def _keep_passwords(self, subject: Subject, plan: TenantPlan) -> None:
-        """The Secret with the password alone is there, before any role has it."""
-        step = next(
-            (each for each in plan.steps if isinstance(each, Apply) and each.manifest["kind"] == "Secret"), None
+    def _asked(self, resource: Manifest, fresh: str) -> Asked:
+        request = (resource["metadata"].get("annotations") or {}).get(ROTATE_ANNOTATION, "")
+        return Asked(request, fresh, self._wall_clock(), self._terms.file_grace_s)
+
+    async def _end(self, tenant: TenantSpec, resource: Manifest, done: tuple[Step, ...], ended: TenantRound) -> Outcome:
+        now_s = self._wall_clock()
+        reports = {each.pod: each for each in ended.reports}
+        watched = await self._watchdog.look(
+            tenant, resource, ended.published, reports, is_served=ended.files is not None
         )
-        if step is not None:
-            await self._kube.create(
-                SECRETS, subject.tenant.namespace, step.manifest, timeout_s=left_s(self._leadership.held())
-            )
-
-    async def _do(self, subject: Subject, seen: TenantObserved, step: Step) -> None:
-        timeout_s = left_s(self._leadership.held())
-        if isinstance(step, Apply):
-            manifest = step.manifest
-            await self._kube.apply(OWNED[manifest["kind"]], manifest, FIELD_MANAGER, timeout_s=timeout_s)
-        elif isinstance(step, PrepareTenant):
-            await self._prepare(subject, seen, step)
-        elif isinstance(step, PublishMap):
-            admin = await login(self._kube, subject.cluster, subject.seen, step.shard)
-            await postgres.publish_map(admin, step.shard, step.shard_map)
-
-    async def _prepare(self, subject: Subject, seen: TenantObserved, step: PrepareTenant) -> None:
-        credentials = subject.seen.credentials
-        if credentials is None:
-            raise OperatorError("the cluster has no credentials yet")
-        admin = await login(self._kube, subject.cluster, subject.seen, step.shard)
-        try:
-            await postgres.migrate(admin, step.database, ShardIdentity(credentials.cluster_id, step.shard))
-        except MigrationConflict as error:
-            raise OperatorError(str(error)) from error
-        await postgres.apply_tenant(admin, step.database, step.role, seen.passwords[0])
-        await facts.mark_role(admin, step.role, seen.mark)
-
-    async def _end(
-        self,
-        tenant: TenantSpec,
-        resource: Manifest,
-        plan: TenantPlan,
-        done: tuple[Step, ...],
-        waits: tuple[Wait, ...],
-    ) -> Outcome:
-        await self._report(resource, build_tenant_status(tenant, resource, plan, waits, self._wall_clock()))
-        said = tuple(wait.message for wait in waits)
-        again_s = min((wait.seconds for wait in waits), default=None)
-        if done:
-            return Outcome("acted", again_s, tuple(map(str, done)), said)
-        return Outcome("waiting" if waits else "settled", again_s, (), said)
+        status = build_tenant_status(tenant, resource, ended, now_s)
+        await self._report(resource, watched.added_to(status, resource, now_s))
+        waits, lines = (*ended.waits, *watched.waits), (*map(str, done), *watched.done)
+        # Who changes its own login again and again is set right once a minute.
+        is_acting = any(not isinstance(step, MendLogin) for step in done)
+        pauses = [wait.seconds for wait in waits] or [SOON_S if is_acting else MEASURE_S]
+        if ended.files is not None:
+            pauses.append(rotation_left_s(ended.files.login, self._asked(resource, "")) or MEASURE_S)
+        if watched.again_s is not None:
+            pauses.append(watched.again_s)
+        result: Result = "acted" if lines else "waiting" if waits else "settled"
+        return Outcome(result, min(pauses), lines, tuple(wait.message for wait in waits))
 
     async def _report(self, resource: Manifest, status: dict[str, Any]) -> None:
         await write_status(self._kube, self._leadership.held(), (MEMORY_TENANTS, TENANT_KIND), resource, status)
 
 
-def read_passwords(secret: Manifest | None, role: str) -> tuple[str, ...]:
-    """The passwords in a tenant's Secret, if they are this role's; none if it is damaged."""
-    text = ((secret or {}).get("data") or {}).get(CREDENTIALS_FILE) or ""
-    try:
-        written = json.loads(base64.b64decode(text, validate=True))
-        return tuple(map(str, written["passwords"])) if written["role"] == role else ()
-    except (binascii.Error, ValueError, LookupError, TypeError):
-        return ()
-
-
-def known_maps(config: Manifest | None) -> tuple[ShardMap, ...]:
-    """The map in a tenant's ConfigMap; none if it is damaged, for the shards know it too."""
-    text = ((config or {}).get("data") or {}).get(MAP_FILE)
-    try:
-        return () if text is None else (ShardMap.from_json(text),)
-    except BadMap:
-        return ()
+def _about(resource: Manifest) -> About:
+    return About.of({"apiVersion": API_VERSION, "kind": TENANT_KIND} | resource)

@@ -1,9 +1,12 @@
 """How every reconciler writes: within the term, and a status only where it says something else."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
-from engram_contract.names import API_VERSION
-from engram_operator.clients.kube import CALL_TIMEOUT_S, Kube, Manifest, Resource
+from engram_contract.names import API_VERSION, PROTECTED_LABEL
+from engram_operator.clients.kube import CALL_TIMEOUT_S, OWNED, Kube, Manifest, Resource
+from engram_operator.errors import ApiNotFound
 from engram_operator.leadership import Term
 
 STATUS_MANAGER: Final = "engram-operator-status"
@@ -12,6 +15,27 @@ STATUS_MANAGER: Final = "engram-operator-status"
 def left_s(term: Term) -> float:
     """A write's deadline: what is left of the term, and no more than a usual call. Raises LostLease."""
     return min(term.check(), CALL_TIMEOUT_S)
+
+
+async def remove(kube: Kube, term: Term, manifest: Manifest, field_manager: str) -> None:
+    """The object is gone, the very one that was observed.
+
+    Admission refuses to delete what is labelled as protected, us too: so the label goes first.
+    """
+    kind, metadata = manifest["kind"], manifest["metadata"]
+    if (metadata.get("labels") or {}).get(PROTECTED_LABEL) == "true":
+        opened = {"apiVersion": manifest["apiVersion"], "kind": kind}
+        opened["metadata"] = {name: metadata[name] for name in ("name", "namespace", "uid")}
+        opened["metadata"]["labels"] = {PROTECTED_LABEL: "false"}
+        await kube.apply(OWNED[kind], opened, field_manager, timeout_s=left_s(term))
+    await delete(kube, term, kind, metadata)
+
+
+async def delete(kube: Kube, term: Term, kind: str, metadata: Mapping[str, Any]) -> None:
+    """The object of this namespace, name and uid, which nothing protects, is gone."""
+    place = (metadata["namespace"], metadata["name"], metadata["uid"])
+    with suppress(ApiNotFound):  # gone is what was wanted
+        await kube.delete(OWNED[kind], *place, timeout_s=left_s(term))
 
 
 async def write_status(

@@ -31,6 +31,7 @@ from tests.e2e.agents import (
     fetch_map,
     forwarded,
     nudge,
+    patch_tenant,
     start_agent,
     wait_tenant,
 )
@@ -189,6 +190,31 @@ def test_passwords_change_under_load(cluster: Cluster, home: str) -> None:
     assert new != old
     assert login(cluster, home, "postgres", new) == "postgres"
     assert "password authentication failed" in refusal(cluster, home, "postgres", old)
+
+
+def test_a_tenants_password_changes_under_load_through_the_pooler(cluster: Cluster, home: str) -> None:
+    before = credentials(cluster, home, TENANT)
+    with agent_writes(cluster, home) as told:
+        patch_tenant(cluster, home, {"metadata": {"annotations": {ROTATE_ANNOTATION: "one"}}})
+
+        def after() -> Json:
+            nudge(cluster, home)
+            found = credentials(cluster, home, TENANT)
+            is_over = len(found["passwords"]) == 1 and found["passwords"] != before["passwords"]
+            return found if is_over else {}
+
+        new = cluster.wait_until("the new password alone", after, HEARD_S)
+        number = told.number
+        cluster.wait_until("writes with it", lambda: told.number > number + 100)
+    load.report(f"a tenant's password through poolers: {told.number} writes, {len(told.failed)} failed")
+    assert told.failed == []
+    role = new["role"]
+    for shard in SHARDS:
+        place = f"host=memory-{shard}-rw.{home}.svc port={POOLER_PORT} user={role} dbname={role} sslmode=require"
+        for word, is_good in ((new["passwords"][0], True), (before["passwords"][0], False)):
+            shell = f"PGPASSWORD={word} psql '{place} connect_timeout=5' -XAtqc 'SELECT 1' 2>&1 || true"
+            said = cluster.kubectl("exec", "-n", home, "memory-s0-0", "-c", "postgres", "--", "sh", "-c", shell)
+            assert (said.strip() == "1") is is_good, said
 
 
 def test_only_the_clusters_own_certificate_is_served(cluster: Cluster, home: str) -> None:

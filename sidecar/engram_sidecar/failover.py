@@ -1,0 +1,191 @@
+"""Writes wait here while their shard's primary is away, and go on in order when there is one again.
+
+    PASSING --the primary is away--> WAITING --the first in line got through--> DRAINING --nobody waits--> PASSING
+                                        '--------- the wait is over: all are refused, and later ones at once,
+                                                   until a write gets through again
+
+Promises
+1. Only writes that have not happened wait: nobody was asked, or the node said that it did nothing.
+2. While some wait, one asks: the first in line, every PROBE_S seconds. Later ones line up behind.
+3. Nobody waits longer than the policy's `failover_seconds`, counted from the beginning of the outage.
+4. At most `waiting_writes` wait, with bodies of MAX_WAITING_BYTES in all: who finds no room is told so at once (Shed).
+5. They go on in order, at most AT_ONCE at a time and at no more than DRAIN_RATIO times the rate of before the outage: a
+primary that has just come up is not to fall over what piled up.
+Source: Vitess, vtgate buffering (window 10 s, drained in order).
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from itertools import islice
+from math import ceil
+from typing import Final, TypeVar
+
+from engram_contract.resilience import Resilience
+from engram_sidecar.errors import BreakerOpen, NodeRefused, ShardUnavailable, Shed
+from engram_sidecar.patience import Patience
+
+PROBE_S: Final = 0.25
+JITTER_RATIO: Final = 0.2
+MAX_WAITING_BYTES: Final = 32 << 20
+DRAIN_RATIO: Final = 2.0
+AT_ONCE: Final = (
+    2  # one at a time is slower than what comes in, as soon as a write takes longer than the time between two
+)
+SLOWEST_DRAIN_PER_S: Final = 20.0  # of a pod that rarely writes
+RATE_S: Final = 10.0
+RATE_WRITES: Final = 10_000  # moments that are kept; a sidecar stores less in RATE_S
+
+Answer = TypeVar("Answer")
+Attempt = Callable[[bool], Awaitable[Answer]]
+
+
+def is_away(failure: ShardUnavailable) -> bool:
+    """True if the failure says that there is no primary now, and that nothing happened."""
+    return type(failure) is ShardUnavailable or isinstance(failure, BreakerOpen)
+
+
+class Lane:
+    """The line before one shard's primary."""
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._waiting_bytes = 0
+        self._began_s: float | None = None  # of the outage
+        self._is_draining = False
+        self._arrivals: deque[float] = deque(maxlen=RATE_WRITES)
+        self._pace_s = 0.0
+        self._called_s = 0.0
+        self._call: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """How many wait, with the one that tries."""
+        return len(self._line)
+
+    async def run(self, attempt: Attempt[Answer], patience: Patience, tuned: Resilience) -> Answer:
+        """What the attempt answers, when it gets through. It is told whether it was waited for. Raises its failure."""
+        self._arrivals.append(_now_s())
+        failure: ShardUnavailable | None = None
+        if not self._line:
+            try:
+                answer = await attempt(False)  # noqa: FBT003  the only argument
+            except Exception as error:
+                if not isinstance(error, ShardUnavailable) or not is_away(error):
+                    self._hear(error)
+                    raise
+                if not self._may_wait(tuned):
+                    raise
+                failure = error
+            else:
+                self._hear(None)
+                return answer
+        return await self._wait(attempt, patience, tuned, failure)
+
+    async def _wait(
+        self, attempt: Attempt[Answer], patience: Patience, tuned: Resilience, failure: ShardUnavailable | None
+    ) -> Answer:
+        full = len(self._line) >= tuned.waiting_writes
+        if full or self._waiting_bytes + patience.size_bytes > MAX_WAITING_BYTES:
+            raise Shed(self._shard, "too many writes wait for the primary", max(ceil(tuned.failover_seconds / 2), 1))
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        self._waiting_bytes += patience.size_bytes
+        if self._line[0] is turn:
+            turn.set_result(None)
+        try:
+            since_s = _now_s()
+            await self._reach(turn, patience, tuned)
+            return await self._try(attempt, patience, tuned, since_s, failure)
+        finally:
+            self._waiting_bytes -= patience.size_bytes
+            self._leave(turn)
+
+    async def _reach(self, turn: "asyncio.Future[None]", patience: Patience, tuned: Resilience) -> None:
+        """Returns when it is this one's turn. Raises ShardUnavailable when the wait is over."""
+        while not turn.done():
+            until_s = patience.latest_s if self._is_draining else self._end_s(tuned)
+            if _now_s() >= min(until_s, patience.latest_s):
+                raise self._gone()
+            # The end may be put off meanwhile: whoever drains waits as long as the request may take.
+            await asyncio.wait([turn], timeout=min(until_s, patience.latest_s) - _now_s())
+
+    async def _try(
+        self,
+        attempt: Attempt[Answer],
+        patience: Patience,
+        tuned: Resilience,
+        since_s: float,
+        failure: ShardUnavailable | None,
+    ) -> Answer:
+        """The answer of the first in line."""
+        while True:
+            if failure is not None:
+                await asyncio.sleep(PROBE_S * (1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)))  # noqa: S311
+            if not self._is_draining and _now_s() >= self._end_s(tuned):
+                raise failure or self._gone()
+            patience.extend(_now_s() - since_s)
+            since_s = _now_s()
+            self._call_soon()
+            try:
+                answer = await attempt(True)  # noqa: FBT003  the only argument
+            except Exception as error:
+                if not isinstance(error, ShardUnavailable) or not is_away(error):
+                    self._is_draining = self._hear(error) or self._is_draining
+                    raise
+                if _now_s() >= patience.latest_s:
+                    raise
+                failure = error
+                if self._is_draining:  # it went away again
+                    self._is_draining, self._began_s = False, _now_s()
+            else:
+                self._is_draining = self._hear(None)
+                return answer
+
+    def _hear(self, failure: Exception | None) -> bool:
+        """True if the primary answered, so that the outage is over; a refusal is an answer."""
+        has_answered = not isinstance(failure, ShardUnavailable) or isinstance(failure, NodeRefused)
+        if has_answered:
+            self._began_s = None
+        return has_answered
+
+    def _may_wait(self, tuned: Resilience) -> bool:
+        """True within the wait for a primary; an outage that has no beginning yet begins now."""
+        if self._began_s is None:
+            self._began_s = now_s = _now_s()
+            recent = sum(at_s > now_s - RATE_S for at_s in self._arrivals)
+            first_s = max(self._arrivals[0], now_s - RATE_S)
+            rate = recent / max(now_s - first_s, 1.0)
+            self._pace_s = 1 / max(rate * DRAIN_RATIO, SLOWEST_DRAIN_PER_S)
+        return _now_s() < self._end_s(tuned)
+
+    def _end_s(self, tuned: Resilience) -> float:
+        return (self._began_s or _now_s()) + tuned.failover_seconds
+
+    def _leave(self, turn: "asyncio.Future[None]") -> None:
+        self._line.remove(turn)
+        if not self._line:
+            self._is_draining = False
+        self._call_soon()
+
+    def _call_soon(self) -> None:
+        """The next one gets its turn when the pace allows it."""
+        if self._call is None and self._line:
+            wait_s = self._called_s + self._pace_s - _now_s() if self._is_draining else 0.0
+            self._call = asyncio.get_running_loop().call_later(max(wait_s, 0.0), self._call_next)
+
+    def _call_next(self) -> None:
+        self._call = None
+        for turn in islice(self._line, AT_ONCE if self._is_draining else 1):
+            if not turn.done():
+                turn.set_result(None)
+                self._called_s = _now_s()
+                return
+
+    def _gone(self) -> ShardUnavailable:
+        return ShardUnavailable(self._shard, "the primary is away")
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

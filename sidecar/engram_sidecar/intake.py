@@ -1,0 +1,148 @@
+"""Reading HTTP requests: host, query, JSON body, and the limits of each. What cannot be read is answered here.
+
+Promises
+1. Only requests to a loopback name are read (else 421): a web page cannot reach the memory by DNS rebinding.
+2. No body is taken beyond the limit, and none that does not come in time.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from engram_contract.policy import Limits
+from engram_sidecar import jsontext
+from engram_sidecar.audit import Subject
+from engram_sidecar.errors import BadRequest, Flaw, TooLarge, Unprocessable
+from engram_sidecar.patience import of_request
+from engram_sidecar.problems import Problem, problem
+from engram_sidecar.wire import encode
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_JSON: Final = frozenset({"application/json", "application/merge-patch+json"})
+_CHUNK_BYTES: Final = 65_536
+_INLINE_BYTES: Final = 65_536  # a larger body is parsed beside the loop
+_ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, and what it turned out to be about so far. `parts`: each operation of a batch, with its status."""
+
+    request: web.BaseRequest
+    started_s: float  # monotonic
+    path_id: str = ""
+    subject: Subject = field(default_factory=Subject)
+    parts: Sequence[tuple[str, int, Subject]] = ()
+
+
+class Answered(Exception):
+    """Ends the reading of a request: the answer is ready."""
+
+    def __init__(self, response: web.Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+def problem_response(found: Problem) -> web.Response:
+    """The problem as a response."""
+    body = encode(found.document)
+    return web.Response(body=body, status=found.status, headers=found.headers, content_type="application/problem+json")
+
+
+class Intake:
+    """Reads requests within the limits."""
+
+    def __init__(self, limits: Limits, body_timeout_s: float, now_s: Callable[[], float]) -> None:
+        self.limits = limits
+        self.now_s = now_s
+        self._body_timeout_s = body_timeout_s
+
+    def begin(self, request: web.BaseRequest) -> Call:
+        """A request of which nothing is read yet."""
+        return Call(request, self.now_s())
+
+    def query(self, call: Call, names: tuple[str, ...], repeated: tuple[str, ...] = ()) -> dict[str, list[str]]:
+        """The query's parameters. Raises BadRequest, Unprocessable for an unknown or repeated one."""
+        try:
+            pairs = parse_qsl(
+                call.request.rel_url.raw_query_string,
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=self.limits.namespace_segments + 16,
+            )
+        except ValueError as error:
+            reason = "the query is not UTF-8 in percent-encoding, or has too many parameters"
+            raise BadRequest(reason) from error
+        found: dict[str, list[str]] = {}
+        for name, value in pairs:
+            if name not in names:
+                known = f"there are {', '.join(names)}" if names else "there are none here"
+                raise Unprocessable(Flaw(name[:100], f"is not a parameter; {known}", is_parameter=True))
+            if name in found and name not in repeated:
+                raise Unprocessable(Flaw(name, "stands twice", is_parameter=True))
+            found.setdefault(name, []).append(value)
+        return found
+
+    async def json(self, request: web.BaseRequest) -> object:
+        """The body's JSON value. Raises BadRequest, TooLarge, or answers 415.
+
+        The type must be said: a web page may send a body of another type, or of none, to localhost without being asked.
+        """
+        is_json = "Content-Type" in request.headers and request.content_type in _JSON
+        if not is_json or request.headers.get("Content-Encoding", "").strip().lower() not in _ENCODINGS:
+            detail = "send it with the header Content-Type: application/json, plain or compressed by gzip or deflate"
+            wrong = problem(415, "unsupported-media-type", "The body is not said to be JSON", detail)
+            raise Answered(problem_response(wrong))
+        raw = await self._body(request)
+        try:
+            if len(raw) <= _INLINE_BYTES:
+                return jsontext.parse(raw, max_depth=self.limits.json_depth)
+            return await asyncio.to_thread(jsontext.parse, raw, max_depth=self.limits.json_depth)
+        except jsontext.BadJson as error:
+            reason = f"the body is not JSON that can be stored: {error}"
+            raise BadRequest(reason) from error
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        await _continue(request)
+        limit = self.limits.body_bytes
+        if (request.content_length or 0) > limit:
+            raise TooLarge("bytes of body", limit)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
+                    body += chunk
+                    if len(body) > limit:
+                        raise TooLarge("bytes of body", limit)
+        except TimeoutError as error:
+            slow = problem(408, "request-timeout", "The body did not come in time", f"{self._body_timeout_s:g} s")
+            raise Answered(problem_response(slow)) from error
+        except web.RequestPayloadError as error:
+            reason = "the body's transfer or content encoding is broken"
+            raise BadRequest(reason) from error
+        of_request().size_bytes = len(body)
+        return bytes(body)
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Lets a client that asked go on with its body (RFC 9110 section 10.1.1)."""
+    expected = request.headers.get("Expect", "").lower()
+    if expected == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    elif expected:
+        unknown = problem(417, "expectation-failed", "The expectation is not known", "there is 100-continue")
+        raise Answered(problem_response(unknown))
+
+
+def check_host(request: web.BaseRequest) -> None:
+    """Answers 421 to a request for another name than a loopback one."""
+    host = request.headers.get("Host", "")
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
+    if name.lower() not in _LOOPBACK:
+        wrong = problem(421, "misdirected", "Engram answers on loopback only", "the Host header must be localhost")
+        raise Answered(problem_response(wrong))

@@ -1,0 +1,50 @@
+"""What the shards know of the tenant as a whole: what it uses, and the audit of its operations.
+
+Every shard of the map is asked: the home shard, which takes the audit, may have been another one. One that does not
+answer is named; if none does, that is an error and never an empty answer.
+"""
+
+from collections import Counter
+
+from engram_sidecar.config import InForce
+from engram_sidecar.finding import scatter
+from engram_sidecar.records import ShardFailure
+from engram_sidecar.reports import AuditPage, Encryption, Mark, Recorded, Usage, newest
+from engram_sidecar.resealing import count_stale
+from engram_sidecar.sealing import Vault
+from engram_sidecar.store import Asks, Place
+
+
+class Ledger:
+    """Reads usage and audit."""
+
+    def __init__(self, store: Asks, in_force: InForce, vault: Vault, timeout_s: float) -> None:
+        self._store = store
+        self._vault = vault
+        self._in_force = in_force
+        self._timeout_s = timeout_s
+
+    async def usage(self) -> tuple[list[Usage], Encryption, tuple[ShardFailure, ...]]:
+        """What the shards hold by type and under which keys, and those that did not tell. Raises ShardUnavailable."""
+        sealer, stale = self._vault.sealer, Counter[int]()
+
+        async def ask(place: Place) -> list[Usage]:
+            rows = await self._store.read(place, "tenant_usage", timeout_s=self._timeout_s)
+            stale.update(await count_stale(self._store, place, sealer, self._timeout_s))
+            return [Usage(row["type"], row["memories"], row["bytes"]) for row in rows]
+
+        found, failures = await scatter(self._in_force.config.shard_map.shards, ask)
+        return found, Encryption(sealer.encrypts, sealer.key_version, stale), failures
+
+    async def audit(self, limit: int, before: Mark | None) -> AuditPage:
+        """The newest entries below a mark. Raises ShardUnavailable."""
+
+        async def ask(place: Place) -> list[Recorded]:
+            bound = (None, None) if before is None else before.bound_for(place.shard)
+            rows = await self._store.read(place, "list_audit", limit + 1, *bound, timeout_s=self._timeout_s)
+            return [
+                Recorded(Mark(row["at"], row["number"], place.shard), row["recorded"], row["entry"]) for row in rows
+            ]
+
+        found, failures = await scatter(self._in_force.config.shard_map.shards, ask)
+        return newest(found, limit, failures)

@@ -1,0 +1,278 @@
+"""Nodes that go, come back, or are slow: what their callers see of it, and how often the node is asked."""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from engram_contract.resilience import Resilience
+from engram_sidecar.app import Sidecar, serving
+from engram_sidecar.settings import Settings
+from tests.faults import Fault, FaultProxy, fault_proxy
+from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+
+RATE_PER_S = 200.0  # or two fifths of what the machine does now, if that is less
+GRACE_S = 1.5  # of a machine with other work
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RealServer]:
+    """A server that this module may stop."""
+    with server_folder() as folder:
+        server = RealServer.create(folder / "s0", 18)
+        yield server
+        server.stop("immediate")
+
+
+async def tenant_of(server: RealServer, folder: Path, **resilience: int) -> Tenant:
+    spec = {"plan": "Enterprise", "audit": {"enabled": False}, "resilience": resilience}
+    return await create_tenant(f"f{next(NUMBERS)}", (server,), folder, spec=spec)
+
+
+def behind(proxy: FaultProxy, tenant: Tenant) -> Settings:
+    """A sidecar of the tenant that reaches its shard through the proxy."""
+    shard = tenant.shard_map.shards[0]
+    node = replace(shard.nodes[0], port=proxy.port)
+    moved = replace(tenant.shard_map, shards=(replace(shard, nodes=(node,)),))
+    (tenant.config_dir / "map.json").write_text(moved.to_json())
+    return settings_of(tenant)
+
+
+def settings_of(tenant: Tenant) -> Settings:
+    return Settings(tenant.config_dir, http_port=0, admin_port=0)
+
+
+class Caller:
+    """Requests to a sidecar, each with how it was answered and when."""
+
+    def __init__(self, session: aiohttp.ClientSession, ports: Sidecar) -> None:
+        self._session = session
+        self._ports = ports
+        self.ended: list[tuple[float, int]] = []
+
+    async def __call__(self, method: str, path: str, body: object = None, **query: str) -> tuple[int, Any]:
+        url = f"http://127.0.0.1:{self._ports.http_port}{path}"
+        async with self._session.request(method, url, json=body, params=query) as response:
+            answer = await response.json(content_type=None) if response.content_length else None
+        self.ended.append((time.monotonic(), response.status))
+        return response.status, answer
+
+    async def put(self, key: int) -> tuple[int, Any]:
+        return await self("PUT", "/v1/items", {"content": f"heron {key}"}, key=str(key))
+
+    async def metric(self, name: str, labels: str = "") -> float:
+        """The largest of this name, of those with these labels."""
+        async with self._session.get(f"http://127.0.0.1:{self._ports.admin_port}/metrics") as response:
+            text = await response.text()
+        return max(
+            (float(value) for value in re.findall(rf"^{name}(?:{{.*{labels}.*}})? (\S+)$", text, re.MULTILINE)),
+            default=0,
+        )
+
+
+@pytest.fixture
+async def session() -> Any:  # noqa: ANN401
+    """Connections without a bound: callers do not wait for each other."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+async def bearable_rate(caller: Caller) -> float:
+    """Writes a second that leave room to catch up: an overloaded server fails without being stopped."""
+    until_s = time.monotonic() + 1.5
+
+    async def write(key: int) -> None:
+        while time.monotonic() < until_s:
+            await caller.put(key)
+
+    await asyncio.gather(*map(write, range(8)))
+    return min(RATE_PER_S, len(caller.ended) / 1.5 * 0.4)
+
+
+async def steadily(caller: Caller, rate_per_s: float, seconds: float) -> list[asyncio.Task[tuple[int, Any]]]:
+    """Writes at the rate, whatever becomes of those before."""
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[tuple[int, Any]]] = []
+    began_s = loop.time()
+    while (now_s := loop.time()) < began_s + seconds:
+        while len(tasks) < (now_s - began_s) * rate_per_s:
+            tasks.append(asyncio.create_task(caller.put(len(tasks) % 500)))
+        await asyncio.sleep(0.005)
+    return tasks
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_writes_outlast_a_primary_that_comes_back_within_the_wait(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession, mode: str
+) -> None:
+    """200 writes a second over a stop and a start: no error, the line within its bound, no spike when it drains."""
+    tenant = await tenant_of(server, tmp_path)
+    async with serving(settings_of(tenant)) as ports:
+        caller = Caller(session, ports)
+        rate_per_s = await bearable_rate(caller)
+        load = asyncio.create_task(steadily(caller, rate_per_s, 14.0))
+        await asyncio.sleep(8.0)  # the rate of before the outage is that of its last ten seconds
+        await asyncio.to_thread(server.stop, mode)
+        longest = 0.0
+        stopped_s = time.monotonic()
+        while time.monotonic() < stopped_s + 2.0:
+            longest = max(longest, await caller.metric("engram_waiting_writes"))
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(server.start)
+        started_s = time.monotonic()
+        answers = await asyncio.gather(*await load)
+    refused = Counter((status, body["detail"]) for status, body in answers if status not in {200, 201})
+    assert refused == {}
+    print(f"{len(answers)} writes at {rate_per_s:.0f} a second, at most {longest:.0f} waited")  # noqa: T201
+    assert rate_per_s < longest <= Resilience().waiting_writes
+    drained = [moment for moment, _ in caller.ended if moment >= started_s]
+    assert max(sum(moment <= each < moment + 1.0 for each in drained) for moment in drained) <= 2.5 * rate_per_s + 20
+
+
+async def test_a_line_that_is_full_is_said_with_a_time_to_try_again(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    tenant = await tenant_of(server, tmp_path, waitingWrites=20)
+    async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(0)
+        proxy.refuse()
+        waiting = [asyncio.create_task(caller.put(key)) for key in range(60)]
+        done, _ = await asyncio.wait(waiting, timeout=2.0)
+        assert 30 <= len(done) <= 40
+        assert {(status, body["type"].rsplit("/", 1)[1]) for status, body in (t.result() for t in done)} == {
+            (503, "overloaded")
+        }
+        assert await caller.metric("engram_waiting_writes") <= 20
+        await proxy.listen()
+        assert {(await task)[0] for task in waiting if task not in done} <= {200, 201}
+
+
+@pytest.mark.parametrize("operation", ["put", "patch", "batch"])
+async def test_a_write_waits_for_a_standby_to_be_promoted(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession, operation: str
+) -> None:
+    tenant = await tenant_of(server, tmp_path)
+    async with serving(settings_of(tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(1)
+        await asyncio.to_thread(server.stop)
+        (server.server.directory / "pgdata" / "standby.signal").touch()
+        await asyncio.to_thread(server.start)
+        body = {"content": "after"}
+        batch = {"operations": [{"op": "put", "key": "1", "memory": body}]}
+        calls = {
+            "put": caller("PUT", "/v1/items", body, key="1"),
+            "patch": caller("PATCH", "/v1/items", body, key="1"),
+            "batch": caller("POST", "/v1/batch", batch),
+        }
+        write = asyncio.create_task(calls.pop(operation))
+        for unused in calls.values():
+            unused.close()
+        while not await caller.metric("engram_waiting_writes"):
+            assert not write.done(), write.result()
+            await asyncio.sleep(0.05)
+        async with server.session("postgres") as admin:
+            await admin.execute("SELECT pg_promote()")
+        status, answer = await write
+        assert status == 200
+        assert operation != "batch" or answer["results"][0]["status"] == 200
+        assert (await caller("GET", "/v1/items", key="1"))[1]["content"] == "after"
+
+
+async def test_two_seconds_of_latency_open_the_breaker_within_a_window(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    tenant = await tenant_of(server, tmp_path, recoverySeconds=2, retryPercent=0)
+    async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
+        caller = Caller(session, ports)
+        for key in range(3):
+            await caller.put(key)
+            assert (await caller("GET", "/v1/items", key=str(key)))[0] == 200
+        proxy.turn(Fault.NONE, delay_s=2.0)
+        reads = 0
+        while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
+            reads += 2
+            await asyncio.gather(*(caller("GET", "/v1/items", key="1") for _ in range(2)))
+            assert reads <= 20, "a window has passed"
+        began_s = time.monotonic()
+        status, refused = await caller("GET", "/v1/items", key="1")
+        assert (status, refused["type"].rsplit("/", 1)[1]) == (503, "breaker-open")
+        assert time.monotonic() - began_s < 1.0, "an open breaker does not ask"
+
+
+async def test_a_node_that_comes_back_is_met_by_one_question(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    tenant = await tenant_of(server, tmp_path, recoverySeconds=1, retryPercent=0)
+    async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(1)
+        proxy.turn(Fault.RESET)
+        while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
+            assert (await caller("GET", "/v1/items", key="1"))[0] == 503
+        proxy.turn(Fault.NONE, delay_s=0.1)  # so that the probe takes a while
+        before = proxy.accepted
+        await asyncio.sleep(1.1)
+        answers = await asyncio.gather(*(caller("GET", "/v1/items", key="1") for _ in range(50)))
+        assert Counter(status for status, _ in answers) == {200: 1, 503: 49}
+        assert proxy.accepted - before <= 8, "of the 50 reads one; the watch, the sweep and the audit ask too"
+        proxy.turn(Fault.NONE)
+        assert (await caller("GET", "/v1/items", key="1"))[0] == 200
+
+
+async def test_no_request_is_answered_after_its_deadline(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    """A node that takes everything and says nothing: reads, lists, searches and writes of many callers at once."""
+    tenant = await tenant_of(server, tmp_path, deadlineSeconds=1, failoverSeconds=1, recoverySeconds=1)
+    async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(1)
+        proxy.turn(Fault.SILENT)
+
+        async def timed(call: Any) -> tuple[int, float]:  # noqa: ANN401
+            began_s = time.monotonic()
+            status, _ = await call
+            return status, time.monotonic() - began_s
+
+        answers: list[tuple[int, float]] = []
+        for _ in range(3):
+            calls = [
+                *(caller("GET", "/v1/items", key="1") for _ in range(10)),
+                *(caller("GET", "/v1/memories") for _ in range(5)),
+                *(caller("POST", "/v1/search", {"query": "heron"}) for _ in range(5)),
+                *(caller.put(key) for key in range(10)),
+                *(caller("PATCH", "/v1/items", {"content": "x"}, key="1") for _ in range(5)),
+            ]
+            answers += await asyncio.gather(*map(timed, calls))
+        assert {status for status, _ in answers} <= {503, 504}
+        assert max(took_s for _, took_s in answers) <= 1 + 1 + GRACE_S
+        proxy.refuse()
+
+
+async def test_a_running_sidecar_takes_other_numbers(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    """A breaker that would stay open for ten minutes closes when the policy says that it need not."""
+    tenant = await tenant_of(server, tmp_path, recoverySeconds=600, retryPercent=0)
+    async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(1)
+        proxy.turn(Fault.RESET)
+        while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
+            assert (await caller("GET", "/v1/items", key="1"))[0] == 503
+        proxy.turn(Fault.NONE)
+        assert (await caller("GET", "/v1/items", key="1"))[1]["type"].endswith("/breaker-open")
+        policy = tenant.config_dir / "policy.json"
+        policy.write_text(policy.read_text().replace('"recovery_seconds":600', '"recovery_seconds":1'))
+        async with asyncio.timeout(30):
+            while (await caller("GET", "/v1/items", key="1"))[0] != 200:  # noqa: ASYNC110  it is a file that is read
+                await asyncio.sleep(0.1)
