@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import select
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -262,6 +263,8 @@ class Http:
         said = {} if sent is None else {"Content-Type": "application/json"}
         if query:
             path += "?" + urlencode(query, doseq=True)
+        if self._is_dropped():
+            self._connection.close()
         try:
             self._connection.request(method, path, sent, {**said, **(headers or {})})
             response = self._connection.getresponse()
@@ -269,6 +272,11 @@ class Http:
         except (http.client.HTTPException, OSError):
             self._connection.close()
             raise
+
+    def _is_dropped(self) -> bool:
+        """Whether the server ended the connection while it was idle, as any may (RFC 9112, 9.5)."""
+        socket = self._connection.sock
+        return socket is not None and bool(select.select([socket], [], [], 0)[0])
 
 
 NUMBERS: Final = itertools.count(1)
