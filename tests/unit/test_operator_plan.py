@@ -85,6 +85,17 @@ def test_members_go_one_by_one_and_never_the_primary() -> None:
     assert sum(isinstance(step, Switchover) for step in world.taken) >= 1
 
 
+def test_ready_waits_for_members_that_are_to_go_and_have_not_yet() -> None:
+    """A StatefulSet's controller notes that it has seen the change, and deletes no pod while a lower one is not ready."""
+    world = World()
+    world.settle(spec_of(replicas=1))
+    late = copy.deepcopy(world.objects["Pod", "mem-s0-1"])
+    world.settle(spec_of(replicas=0))
+    world.objects["Pod", "mem-s0-1"] = late
+    assert reasons(world.round(spec_of(replicas=0))) == {"MembersLeaving"}
+    assert condition(world, "Ready") == ("False", "MembersLeaving")
+
+
 def test_a_sick_rest_keeps_its_members() -> None:
     world = World()
     world.settle(spec_of(replicas=2))

@@ -90,8 +90,9 @@ def _plan_members(
     yield from before
     if before:
         return
-    if len(crew.members) < spec.replicas + 1:
-        yield Wait("MembersMissing", f"{wanted.scope} has {len(crew.members)} of {spec.replicas + 1} members", LOOK_S)
+    if len(crew.members) != spec.replicas + 1:
+        reason = "MembersMissing" if len(crew.members) < spec.replicas + 1 else "MembersLeaving"
+        yield Wait(reason, f"{wanted.scope} has {len(crew.members)} members and is to have {spec.replicas + 1}", LOOK_S)
         return
     settings = settings_of(spec)
     yield from _plan_refused(crew, seen, settings)
