@@ -24,6 +24,7 @@ from engram_sidecar.api import Api
 from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.errors import SealBroken
+from engram_sidecar.gate import Gate
 from engram_sidecar.guard import Guard
 from engram_sidecar.intake import Intake
 from engram_sidecar.lag import watch_lag
@@ -60,9 +61,10 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     in_force = InForce(config, settings.identity, lambda: store.is_locked_out)
     metrics = metrics_room.Metrics(store.connection_count, lambda: in_force.config.shard_map.epoch)
     limits, world = Limits(), World(time.time, time.monotonic, os.urandom)
-    guard = Guard(store, lambda: in_force.config.policy.resilience, metrics.count_retry, metrics.count_shed)
-    metrics.watch_nodes(guard.breakers, guard.waiting_writes, guard.waiting_requests)
-    _follow(in_force, store, guard, metrics)
+    gate = Gate(store, lambda: in_force.config.policy.resilience)
+    guard = Guard(gate, lambda: in_force.config.policy.resilience, metrics.count_retry, metrics.count_shed)
+    metrics.watch_nodes(gate.breakers, guard.waiting_writes, gate.waiting_requests)
+    _follow(in_force, store, gate, metrics)
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
     pipeline = Pipeline(guard, in_force, vault, limits, world, settings.request_timeout_s)
@@ -96,7 +98,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
             task.cancel()
         await asyncio.wait(tasks)
         await trail.close()
-        await guard.close()
+        await gate.close()
         await store.close()
 
 
@@ -118,14 +120,14 @@ async def _kept_running(loop: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(RESTART_S)
 
 
-def _follow(in_force: InForce, store: Store, guard: Guard, metrics: metrics_room.Metrics) -> None:
-    """Store, guard and metrics go along with the configuration."""
+def _follow(in_force: InForce, store: Store, gate: Gate, metrics: metrics_room.Metrics) -> None:
+    """Store, gate and metrics go along with the configuration."""
 
     def take(config: Config) -> None:
         store.adopt(config.credentials)
         places = {primary(shard) for shard in config.shard_map.shards}
         store.forget(places)
-        guard.forget(places)
+        gate.forget(places)
         metrics.show_config(config.generations)
 
     in_force.subscribe(take)

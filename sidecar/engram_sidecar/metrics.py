@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engram_sidecar.breaker import State
-from engram_sidecar.guard import Kind, Shown
+from engram_sidecar.gate import Kind, Shown
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SEAL_REASONS = ("authentication", "truncated", "scheme", "key")

@@ -23,7 +23,8 @@ from engram_sidecar.errors import (
     Shed,
     SlotMoved,
 )
-from engram_sidecar.guard import Guard, Kind
+from engram_sidecar.gate import Gate, Kind
+from engram_sidecar.guard import Guard
 from engram_sidecar.indexing import Indexed
 from engram_sidecar.patience import begin_request
 from engram_sidecar.records import Conditions, Draft, ETag, Put
@@ -76,11 +77,12 @@ class Stage:
         self.node = node
         self.retries: list[Kind] = []
         self.sheds: list[Kind] = []
-        self.guard = Guard(node, lambda: tuned, self.retries.append, self.sheds.append)
+        self.gate = Gate(node, lambda: tuned)
+        self.guard = Guard(self.gate, lambda: tuned, self.retries.append, self.sheds.append)
 
-    async def read(self, query: str = "get_memories", place: Place = PLACE) -> list[Any]:
+    async def read(self, query: str = "get_map", *args: object, place: Place = PLACE) -> list[Any]:
         begin_request()
-        return await self.guard.read(place, query, timeout_s=5.0)
+        return await self.guard.read(place, query, *args, timeout_s=5.0)
 
     async def write(self, query: str = "borrow_quota", *args: object) -> list[Any]:
         begin_request()
@@ -92,8 +94,14 @@ class Stage:
             pass
 
     def state(self, kind: Kind, place: Place = PLACE) -> State:
-        shown = {(each.node, each.kind): each.view.state for each in self.guard.breakers()}
+        shown = {(each.node, each.kind): each.view.state for each in self.gate.breakers()}
         return shown[place.node.name, kind]
+
+
+async def settled() -> None:
+    """All that can go on without the node has."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def failure_of(call: Awaitable[object]) -> Exception:
@@ -142,7 +150,7 @@ async def test_what_the_node_refuses_is_no_failure_of_it(refusal: Exception) -> 
     for call in (stage.read, stage.write, stage.transact):
         for _ in range(20):
             assert await failure_of(call()) is refusal
-    assert {shown.view.state for shown in stage.guard.breakers()} == {State.CLOSED}
+    assert {shown.view.state for shown in stage.gate.breakers()} == {State.CLOSED}
 
 
 async def test_a_breaker_is_of_one_node() -> None:
@@ -150,8 +158,8 @@ async def test_a_breaker_is_of_one_node() -> None:
     for _ in range(5):
         await failure_of(stage.read())
     assert await stage.read(place=OTHER) == ["row"]
-    stage.guard.forget({OTHER})
-    assert {shown.shard for shown in stage.guard.breakers()} == {"s1"}
+    stage.gate.forget({OTHER})
+    assert {shown.shard for shown in stage.gate.breakers()} == {"s1"}
 
 
 async def test_failed_transactions_open_the_breaker_of_writes() -> None:
@@ -183,7 +191,7 @@ async def test_a_request_has_one_deadline_for_all_its_questions() -> None:
 
     stage = Stage(Timed([]), Resilience(deadline_seconds=1))
     begin_request()
-    await asyncio.gather(*(stage.guard.read(PLACE, "get_memories", timeout_s=5.0) for _ in range(2)))
+    await asyncio.gather(*(stage.guard.read(PLACE, "get_map", timeout_s=5.0) for _ in range(2)))
     await stage.guard.read(PLACE, "search_memories", timeout_s=5.0)
     assert left[0] <= 1.0
     assert left == sorted(left, reverse=True)
@@ -193,7 +201,7 @@ async def test_a_request_has_one_deadline_for_all_its_questions() -> None:
 async def test_a_request_whose_time_is_over_asks_nobody() -> None:
     stage = Stage(Node0(["row"]))
     begin_request().begin(asyncio.get_running_loop().time() - 10, 5.0, 0.0)
-    assert isinstance(await failure_of(stage.guard.read(PLACE, "get_memories", timeout_s=5.0)), DeadlineExceeded)
+    assert isinstance(await failure_of(stage.guard.read(PLACE, "get_map", timeout_s=5.0)), DeadlineExceeded)
     assert stage.node.asked == 0
 
 
@@ -205,7 +213,7 @@ async def test_a_driver_that_does_not_come_back_is_left(verb: str, failure: type
     stage = Stage(Node0(silent))
     begin_request()
     ask = getattr(stage.guard, verb)
-    assert type(await failure_of(ask(PLACE, "get_memories", timeout_s=0.05))) is failure
+    assert type(await failure_of(ask(PLACE, "get_map", timeout_s=0.05))) is failure
 
 
 # Bulkheads
@@ -223,7 +231,7 @@ async def test_who_finds_the_queue_full_is_told_at_once_and_other_nodes_are_not_
     calls = [asyncio.ensure_future(getattr(stage, verb)()) for _ in range(CONNECTIONS_PER_NODE + 3)]
     await asyncio.sleep(0.01)
     assert stage.node.asked == CONNECTIONS_PER_NODE
-    assert stage.guard.waiting_requests() == {("s0", "s0-0"): 3}
+    assert stage.gate.waiting_requests() == {("s0", "s0-0"): 3}
     assert isinstance(await failure_of(getattr(stage, verb)()), Shed)
     assert len(stage.sheds) == 1
     other = asyncio.ensure_future(stage.read(place=OTHER))
@@ -231,7 +239,7 @@ async def test_who_finds_the_queue_full_is_told_at_once_and_other_nodes_are_not_
     assert stage.node.asked == CONNECTIONS_PER_NODE + 1
     released.set()
     await asyncio.gather(*calls, other)
-    assert set(stage.guard.waiting_requests().values()) == {0}
+    assert set(stage.gate.waiting_requests().values()) == {0}
 
 
 async def test_who_waits_for_a_node_waits_no_longer_than_its_deadline() -> None:
@@ -261,7 +269,7 @@ async def test_a_node_that_fails_every_time_gets_few_more_questions_than_there_w
 
     async def one() -> None:
         await failure_of(stage.read())
-        stage.guard.forget(())  # each meets a closed breaker
+        stage.gate.forget(())  # each meets a closed breaker
 
     for _ in range(requests // 20):
         await asyncio.gather(*(one() for _ in range(20)))
@@ -313,3 +321,36 @@ ABSENT, TAGGED, PRESENT, NEITHER = (
 )
 def test_which_writes_may_be_repeated(query: str, arguments: tuple[object, ...], may_repeat: bool) -> None:
     assert is_repeatable(query, arguments) is may_repeat
+
+
+# Gets and puts of several requests
+
+
+async def test_what_waits_to_be_asked_together_is_bounded_too() -> None:
+    stage = Stage(Node0(asyncio.Event().wait), Resilience(failover_seconds=0, retry_percent=0, waiting_requests=2))
+    first = asyncio.create_task(stage.read("get_memories", [7], [ID.uuid]))
+    await settled()
+    second = asyncio.create_task(stage.read("get_memories", [7], [ID.uuid]))
+    await settled()
+    assert stage.node.asked == CONNECTIONS_PER_NODE
+    waiting = [asyncio.create_task(stage.read("get_memories", [7], [ID.uuid])) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert isinstance(await failure_of(stage.read("get_memories", [7], [ID.uuid])), Shed)
+    assert stage.sheds == [Kind.RETRIEVE]
+    for task in (first, second, *waiting):
+        task.cancel()
+    await asyncio.wait([first, second, *waiting])
+
+
+async def test_of_a_put_that_was_not_sent_in_time_it_is_said_that_nothing_happened() -> None:
+    stage = Stage(Node0(asyncio.Event().wait))
+    arguments = put_of(Conditions(must_be_absent=True))
+    calls = []
+    for _ in range(CONNECTIONS_PER_NODE + 1):
+        begin_request()
+        calls.append(asyncio.create_task(stage.guard.write(PLACE, "put_memory", *arguments, timeout_s=0.1)))
+        await settled()
+    sent = [await failure_of(call) for call in calls[:CONNECTIONS_PER_NODE]]
+    assert [type(failure) for failure in sent] == [OutcomeUnknown] * CONNECTIONS_PER_NODE
+    assert type(await failure_of(calls[-1])) is DeadlineExceeded
+    assert stage.node.asked == CONNECTIONS_PER_NODE

@@ -86,7 +86,7 @@ def test_members_go_one_by_one_and_never_the_primary() -> None:
 
 
 def test_ready_waits_for_members_that_are_to_go_and_have_not_yet() -> None:
-    """A StatefulSet's controller notes that it has seen the change, and deletes no pod while a lower one is not ready."""
+    """A StatefulSet's controller says that it saw the change, and deletes no pod while a lower one is not ready."""
     world = World()
     world.settle(spec_of(replicas=1))
     late = copy.deepcopy(world.objects["Pod", "mem-s0-1"])
