@@ -264,7 +264,7 @@ def parse_limit(value: object, highest: int, place: str, *, is_parameter: bool =
 
 def timestamp(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC with microseconds and `Z`, so that texts compare like times."""
-    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def write_cursor(cursor: Cursor) -> str:
