@@ -10,7 +10,7 @@ the configuration that was in force when the request came, or a newer one was us
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -22,9 +22,11 @@ from engram_contract.slots import MemoryId
 from engram_sidecar import reports, wire
 from engram_sidecar.audit import Trail, batch_parts
 from engram_sidecar.batches import outcome_document, parse_batch
+from engram_sidecar.checkup import Checkup
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, NotFound, PreconditionFailed, SidecarError, Unprocessable
 from engram_sidecar.etags import parse_tags, write_conditions
+from engram_sidecar.health import Status
 from engram_sidecar.intake import Answered, Call, Intake, check_host, problem_response
 from engram_sidecar.ledger import Ledger
 from engram_sidecar.metrics import Metrics
@@ -38,24 +40,33 @@ log = logging.getLogger(__name__)
 
 _SERVER_ERROR: Final = 500
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
+HEALTH: Final = "health"  # its 503 is an answer, and no failure to give one
 _GONE: Final = 499  # the caller left before the answer, as others note it too
 
 Handler = Callable[[Call], Awaitable[web.Response]]
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What looks on while requests are answered."""
+
+    metrics: Metrics
+    trail: Trail
+    checkup: Checkup
+
+
 class Api:
     """Answers HTTP requests by a pipeline."""
 
-    def __init__(
-        self, pipeline: Pipeline, ledger: Ledger, intake: Intake, in_force: InForce, metrics: Metrics, trail: Trail
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, ledger: Ledger, intake: Intake, in_force: InForce, watch: Watch) -> None:
         self._pipeline = pipeline
         self._ledger = ledger
         self._intake = intake
         self._limits = intake.limits
         self._in_force = in_force
-        self._metrics = metrics
-        self._trail = trail
+        self._metrics = watch.metrics
+        self._trail = watch.trail
+        self._checkup = watch.checkup
         self._openapi = wire.encode(openapi_document(self._limits))
         # path -> method -> (operation as metrics and audit name it, handler). `{id}` stands for the last segment.
         self._routes: Mapping[str, Mapping[str, tuple[str, Handler]]] = {
@@ -75,6 +86,7 @@ class Api:
             "/v1/search": {"POST": ("search", self._search)},
             "/v1/batch": {"POST": ("batch", self._batch)},
             "/v1/shards": {"GET": ("shards", self._shards)},
+            "/v1/health": {"GET": (HEALTH, self._health)},
             "/v1/usage": {"GET": ("usage", self._usage)},
             "/v1/audit": {"GET": ("audit", self._audit)},
             "/openapi.json": {"GET": ("openapi", self._describe)},
@@ -100,8 +112,10 @@ class Api:
             log.exception("request failed", extra={"operation": operation})
             response = problem_response(to_problem(error))
         response.headers[CONFIG_HEADER] = config.header
-        is_success = response.status < _SERVER_ERROR or response.status == _QUOTA_EXCEEDED
-        self._metrics.observe(operation, is_success=is_success, seconds=self._intake.now_s() - call.started_s)
+        is_success = response.status < _SERVER_ERROR or response.status == _QUOTA_EXCEEDED or operation == HEALTH
+        self._metrics.observe(
+            operation, call.route, response.status, call.started_s, self._intake.now_s(), is_success=is_success
+        )
         if call.parts:
             for part in call.parts:
                 self._trail.record(*part)
@@ -112,11 +126,11 @@ class Api:
     def _route(self, call: Call) -> tuple[str, Handler]:
         if self._in_force.refusal is not None:
             return "refused", partial(_refuse, to_problem(self._in_force.refusal))
-        path, methods = call.request.rel_url.raw_path, None
+        path = template = call.request.rel_url.raw_path
         if path not in self._routes and path.startswith("/v1/memories/"):
             call.path_id = unquote_to_bytes(path.removeprefix("/v1/memories/")).decode(errors="replace")
-            methods = self._routes["/v1/memories/{id}"]
-        methods = methods or self._routes.get(path)
+            template = "/v1/memories/{id}"
+        methods = self._routes.get(template)
         if methods is None:
             raise Answered(
                 problem_response(problem(404, "no-such-route", "No such route", f"there is no {path[:200]}"))
@@ -127,6 +141,7 @@ class Api:
             refused = problem(405, "method-not-allowed", "The method is not allowed here", f"allowed: {allowed}")
             refused.headers["Allow"] = allowed
             raise Answered(problem_response(refused))
+        call.route = (call.request.method, template)
         return methods[method]
 
     # One memory, by id
@@ -270,6 +285,10 @@ class Api:
         shard_map, reports = await self._pipeline.shards(with_counts=wanted == "true")
         return _json_response(wire.shards_document(shard_map, reports))
 
+    async def _health(self, call: Call) -> web.Response:
+        self._intake.query(call, ())
+        return health_response(*await self._checkup.answer())
+
     async def _usage(self, call: Call) -> web.Response:
         self._intake.query(call, ())
         quota = self._in_force.config.policy.quota
@@ -284,6 +303,11 @@ class Api:
 
     async def _describe(self, _call: Call) -> web.Response:
         return web.Response(body=self._openapi, content_type="application/json")
+
+
+def health_response(status: Status, document: dict[str, object]) -> web.Response:
+    """The report as a response: 503 for unhealthy, for those who look at the status alone."""
+    return _json_response(document, 503 if status is Status.UNHEALTHY else 200, {"Cache-Control": "no-store"})
 
 
 async def _refuse(refusal: Problem, _call: Call) -> web.Response:

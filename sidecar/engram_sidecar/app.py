@@ -20,8 +20,9 @@ from aiohttp import web
 from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar import metrics as metrics_room
-from engram_sidecar.api import Api
+from engram_sidecar.api import Api, Watch, health_response
 from engram_sidecar.audit import Subject, Trail
+from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.errors import SealBroken
 from engram_sidecar.gate import Gate
@@ -34,9 +35,11 @@ from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.presence import Presence
 from engram_sidecar.problems import to_problem
 from engram_sidecar.resealing import Resealer
+from engram_sidecar.resources import Meter
 from engram_sidecar.routing import primary
 from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
+from engram_sidecar.sizes import Sizes
 from engram_sidecar.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     limits, world = Limits(), World(time.time, time.monotonic, os.urandom)
     gate = Gate(store, lambda: in_force.config.policy.resilience)
     guard = Guard(gate, lambda: in_force.config.policy.resilience, metrics.count_retry, metrics.count_shed)
+    metrics.watch_pools(store.pools)
     metrics.watch_nodes(gate.breakers, guard.waiting_writes, gate.waiting_requests)
     _follow(in_force, store, gate, metrics)
     trail = Trail(in_force, store, settings, metrics, time.time)
@@ -71,8 +75,10 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic)
-    api = Api(pipeline, ledger, intake, in_force, metrics, trail)
-    admin = Admin(metrics, in_force)
+    parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
+    checkup = Checkup(store, in_force, vault, parts, world)
+    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup))
+    admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     presence = Presence(in_force, store, settings, metrics)
     loops = (
@@ -80,6 +86,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         presence.run,
         trail.run,
         resealer.run,
+        Sizes(ledger, metrics).run,
         partial(watch_lag, metrics.observe_lag),
     )
     tasks = [asyncio.create_task(_kept_running(loop)) for loop in loops]
@@ -97,6 +104,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await checkup.close()
         await trail.close()
         await gate.close()
         await store.close()
@@ -139,21 +147,24 @@ def _follow(in_force: InForce, store: Store, gate: Gate, metrics: metrics_room.M
 class Admin:
     """Probes and metrics, apart from the interface: a kubelet and a scraper reach them, an agent need not."""
 
-    def __init__(self, metrics: metrics_room.Metrics, in_force: InForce) -> None:
+    def __init__(self, metrics: metrics_room.Metrics, in_force: InForce, checkup: Checkup) -> None:
         self._metrics = metrics
         self._in_force = in_force
+        self._checkup = checkup
         self.is_ready = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/healthz`: the loop runs. `/readyz`: requests are answered, as the policy admits this pod.
 
-        Neither asks a shard: a dead shard is no reason to restart.
+        Neither asks a shard: a dead shard is no reason to restart. `/health` does, and is for people and monitors.
         """
         match request.rel_url.raw_path:
             case "/healthz":
                 return web.json_response({"status": "healthy"})
             case "/readyz":
                 return self._readiness()
+            case "/health":
+                return health_response(*await self._checkup.answer())
             case "/metrics":
                 return web.Response(body=self._metrics.render(), headers={"Content-Type": metrics_room.CONTENT_TYPE})
             case _:

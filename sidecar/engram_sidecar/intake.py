@@ -25,6 +25,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _JSON: Final = frozenset({"application/json", "application/merge-patch+json"})
 _CHUNK_BYTES: Final = 65_536
 _INLINE_BYTES: Final = 65_536  # a larger body is parsed beside the loop
+NO_ROUTE: Final = ("other", "other")  # whoever asks for what is not there makes no new series of metrics
 _ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 
 
@@ -34,6 +35,7 @@ class Call:
 
     request: web.BaseRequest
     started_s: float  # monotonic
+    route: tuple[str, str] = NO_ROUTE  # method, template of the path
     path_id: str = ""
     subject: Subject = field(default_factory=Subject)
     parts: Sequence[tuple[str, int, Subject]] = ()

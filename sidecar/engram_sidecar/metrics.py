@@ -1,4 +1,8 @@
-"""Every metric of the data plane, declared once. Labels are operations and outcomes, never a key, path or tenant."""
+"""Every metric of the data plane, declared once.
+
+Labels are operations, templates of paths, nodes and outcomes: never a key, a path, a user, or the tenant, of which a
+sidecar has one. So the number of series is bounded, however many tenants and whatever callers send.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -8,12 +12,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engram_sidecar.breaker import State
 from engram_sidecar.gate import Kind, Shown
+from engram_sidecar.recent import Recent
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SEAL_REASONS = ("authentication", "truncated", "scheme", "key")
 _BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
+NAMED_TYPES: Final = 16  # a type is any text of an app's: more of them make no more series
 _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
@@ -22,6 +28,7 @@ class Metrics:
 
     def __init__(self, connection_count: Callable[[], int], epoch: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
+        self.recent = Recent()
         self._operations = Counter(
             "memory_operations", "Operations by outcome.", ("operation", "status"), registry=self.registry
         )
@@ -32,6 +39,15 @@ class Metrics:
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
+        self._requests = Histogram(
+            "engram_http_request_seconds",
+            "Time from the request's head to its answer, by the template of its path.",
+            ("method", "route", "code"),
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._size = Gauge("memory_store_size_bytes", "Bytes that the tenant stores.", registry=self.registry)
+        self._memories = Gauge("engram_memories", "Memories that the tenant stores.", ("type",), registry=self.registry)
         connections = Gauge("active_memory_connections", "Open database connections.", registry=self.registry)
         connections.set_function(connection_count)
         map_epoch = Gauge("engram_shard_map_epoch", "Epoch of the shard map in force.", registry=self.registry)
@@ -79,6 +95,11 @@ class Metrics:
             registry=self.registry,
         )
         self._breakers: Callable[[], Iterable[Shown]] = tuple
+        self._connections = Gauge(
+            "engram_connections", "Database connections by node: idle or in use.", ("shard", "node", "state"),
+            registry=self.registry,
+        )  # fmt: skip
+        self._pools: Callable[[], Mapping[tuple[str, str], tuple[int, int]]] = dict
         self._waiting_writes = Gauge(
             "engram_waiting_writes", "Writes that wait for a primary.", ("shard",), registry=self.registry
         )
@@ -115,6 +136,20 @@ class Metrics:
         """
         self._breakers, self._waiting, self._queued = breakers, waiting_writes, waiting_requests
 
+    def watch_pools(self, pools: Callable[[], Mapping[tuple[str, str], tuple[int, int]]]) -> None:
+        """Asks at every scrape for (shard, node) -> how many connections are idle, and how many in use."""
+        self._pools = pools
+
+    def show_stored(self, memories: Mapping[str, int], size_bytes: int) -> None:
+        """Tells what the tenant stores: type -> memories. Of the types only the most common have a name."""
+        self._size.set(size_bytes)
+        self._memories.clear()
+        common = sorted(memories, key=lambda kind: (-memories[kind], kind))
+        for kind in common[:NAMED_TYPES]:
+            self._memories.labels(kind).set(memories[kind])
+        if rest := common[NAMED_TYPES:]:
+            self._memories.labels("").set(sum(memories[kind] for kind in rest))
+
     def count_shed(self, kind: Kind) -> None:
         """Counts a question that was turned away."""
         self._shed.labels(kind.value).inc()
@@ -123,10 +158,15 @@ class Metrics:
         """Counts a question that was repeated."""
         self._retries.labels(kind.value).inc()
 
-    def observe(self, operation: str, *, is_success: bool, seconds: float) -> None:
-        """Counts one operation. What the caller did wrong is a success of ours."""
+    def observe(
+        self, operation: str, route: tuple[str, str], status: int, began_s: float, ended_s: float, *, is_success: bool
+    ) -> None:
+        """Counts one request. A caller's mistake is a success of ours. `route`: method, template of the path."""
+        took_s = ended_s - began_s
         self._operations.labels(operation, "success" if is_success else "error").inc()
-        self._duration.labels(operation).observe(seconds)
+        self._duration.labels(operation).observe(took_s)
+        self._requests.labels(*route, f"{status // 100}xx").observe(took_s)
+        self.recent.add(operation, ended_s, took_s, is_success=is_success)
 
     def observe_lag(self, seconds: float) -> None:
         """Counts one look at the loop."""
@@ -180,6 +220,10 @@ class Metrics:
         self._breaker_states.clear()
         for each in self._breakers():
             self._breaker_states.labels(each.shard, each.node, each.kind.value).set(_STATES[each.view.state])
+        self._connections.clear()
+        for (shard, node), (idle, used) in self._pools().items():
+            self._connections.labels(shard, node, "idle").set(idle)
+            self._connections.labels(shard, node, "used").set(used)
         for shard, count in self._waiting().items():
             self._waiting_writes.labels(shard).set(count)
         self._waiting_requests.clear()

@@ -37,8 +37,8 @@ def _operation(
             described["headers"]["ETag"] = {"schema": {"type": "string"}}
         responses[str(status)] = described
     for status in (*problems, 403, 421, 500, 503, 504):
-        problem = {"application/problem+json": {"schema": ref("Problem")}}
-        responses[str(status)] = {"description": "Problem", "headers": dict(_CONFIG), "content": problem}
+        empty: Schema = {"description": "Problem", "headers": dict(_CONFIG), "content": {}}
+        responses.setdefault(str(status), empty)["content"]["application/problem+json"] = {"schema": ref("Problem")}
     return {"operationId": operation_id, "summary": summary, "responses": responses, **members}
 
 
@@ -115,6 +115,12 @@ def openapi_document(limits: Limits) -> Schema:
                 "get": _operation(
                     "shards", "The shard map.", {200: "Shards"}, (400, 422),
                     parameters=[_parameter("count", {"type": "boolean", "default": False})],
+                )
+            },
+            "/v1/health": {
+                "get": _operation(
+                    "health", "Every part, really tried within the last seconds; 503 if one is unhealthy.",
+                    {200: "Health", 503: "Health"}, (400, 422),
                 )
             },
             "/v1/usage": {

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from engram_contract.policy import Limits
 from engram_sidecar.filters import COMPARISONS, FIELD_KINDS, MAX_ALTERNATIVES
+from engram_sidecar.health import CHECKS
 from engram_sidecar.wire import MAX_TTL_S
 
 Schema = dict[str, Any]
@@ -184,6 +185,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
             "required": ["epoch", "strategy", "scattered", "shards"],
         },
         **_reports(completeness),
+        "Health": _health(),
         "Problem": {
             "type": "object",
             "description": "RFC 9457.",
@@ -254,6 +256,22 @@ def _reports(completeness: dict[str, Schema]) -> dict[str, Schema]:
             },
             "required": ["entries", "next", "complete", "failed_shards"],
         },
+    }
+
+
+def _health() -> Schema:
+    status = {"enum": ["healthy", "degraded", "unhealthy"]}
+    check = {"type": "object", "properties": {"status": status}, "required": ["status"]}
+    return {
+        "type": "object",
+        "description": "The worst check counts. `age_ms`: how long ago it was tried.",
+        "properties": {
+            "status": status,
+            "time": {"type": "string", "format": "date-time"},
+            "age_ms": {"type": "integer", "minimum": 0},
+            "checks": {"type": "object", "properties": dict.fromkeys(CHECKS, check), "required": list(CHECKS)},
+        },
+        "required": ["status", "time", "age_ms", "checks"],
     }
 
 

@@ -126,6 +126,11 @@ class Store:
         """Open connections to all nodes."""
         return sum(pool.connections.get_size() for pool in (*self._pools.values(), *self._ending.values()))
 
+    def pools(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(shard, node) -> how many connections are idle, and how many in use."""
+        each = {(at.shard, at.node.name): pool.connections for at, pool in self._pools.items()}
+        return {name: (pool.get_idle_size(), pool.get_size() - pool.get_idle_size()) for name, pool in each.items()}
+
     def adopt(self, credentials: Credentials) -> None:
         """New connections are opened with these. Open ones stay, unless the CA is another one."""
         has_new_ca = credentials.ca != self._credentials.ca
@@ -367,15 +372,6 @@ def _short(error: BaseException) -> str:
             return "connection refused"
         case _:
             return "connection lost"
-
-
-def is_bundle(text: str) -> bool:
-    """Whether the text holds certificates in PEM."""
-    try:
-        ssl.create_default_context(cadata=text)
-    except (ssl.SSLError, ValueError):
-        return False
-    return True
 
 
 def to_memory(row: Row) -> Memory:
