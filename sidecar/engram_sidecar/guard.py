@@ -8,19 +8,19 @@ Promises
 1. An open breaker answers at once (BreakerOpen), with the time after which it is worth trying.
 2. Only failures of a node count against it: no answer, a lost connection, an unknown outcome. A refusal is an answer.
 3. No question goes on beyond its request's deadline, whatever the driver waits for.
-4. A read is repeated within the budget. A write is only if its repetition does no harm (writes.is_repeatable), and what
-a repetition cannot do is never said of the write: its outcome stays unknown.
+4. A read is repeated within the budget. A write is only if its repetition does no harm (writes.is_repeatable), or if it
+carries an idempotency key; what a repetition cannot do is never said of the write: its outcome stays unknown.
 """
 
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
-from typing import Final
+from typing import Final, TypeVar
 
 from engram_contract.resilience import Resilience
 from engram_sidecar.breaker import Breaker, Limits, Outcome, State, View
@@ -46,6 +46,9 @@ GRACE_S: Final = 0.25  # a driver that gives a connection back may wait for a no
 WATCH_S: Final = 0.5
 TELLING_S: Final = 1.0  # who waited shorter than this has not seen that a node does not answer
 _UNASKED: Final = (BreakerOpen, NodeRefused, Shed)
+
+
+Answer = TypeVar("Answer")
 
 
 class Kind(StrEnum):
@@ -149,6 +152,22 @@ class Guard:
                 if unknown is not None and not rows:
                     raise unknown  # its condition does not hold: perhaps because the first attempt was done
                 return rows
+        raise AssertionError  # the last pause raises
+
+    async def repeat(self, place: Place, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer of a write that happens once, however often it is run: run again where its outcome is unknown."""
+        patience = self._patience(place)
+        unknown: OutcomeUnknown | None = None
+        for number in range(ATTEMPTS):
+            try:
+                return await attempt()
+            except OutcomeUnknown as failure:
+                unknown = unknown or failure
+                await self._pause(place, Kind.STORE, patience, number, unknown)
+            except ShardUnavailable as failure:
+                if unknown is not None:
+                    raise unknown from failure
+                raise
         raise AssertionError  # the last pause raises
 
     @asynccontextmanager
