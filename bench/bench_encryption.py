@@ -15,8 +15,11 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from engram_contract.policy import Limits
+from engram_contract.resilience import Resilience
 from engram_contract.slots import MemoryId
 from engram_sidecar.config import InForce, read_config
+from engram_sidecar.gate import Gate
+from engram_sidecar.guard import Guard
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.records import Draft, Put
 from engram_sidecar.sealing import Sealer, Vault
@@ -83,10 +86,12 @@ async def spent(folder: Path, size: int, *, encrypts: bool) -> tuple[Clock, Cloc
     store, sealing, whole = Store(config.credentials), Clock(), Clock()
     vault = TimedVault(config.shard_map.tenant, sealing, encrypts=encrypts)
     world = World(time.time, time.monotonic, os.urandom)
-    pipeline = Pipeline(store, InForce(config), vault, Limits(), world, TIMEOUT_S)
+    gate = Gate(store, Resilience)
+    guard = Guard(gate, Resilience, lambda _: None, lambda _: None)
+    pipeline = Pipeline(guard, InForce(config), vault, Limits(), world, TIMEOUT_S)
     value = json.dumps({"customer": "acme", "amount": 17.5, "open": True, "tags": ["invoice", "q3"]})
     draft = Draft((SENTENCE * (size // len(SENTENCE) + 1))[: size - len(value)], value, user="ada")
-    slot = pipeline.new_id(draft).slot
+    slot = (await pipeline.ids_for(None)).new_id(draft).slot
     try:
         await pipeline.put(Put(MemoryId(slot, uuid4()), draft))
         sealing.passed_s = sealing.worked_s = 0.0
@@ -94,6 +99,7 @@ async def spent(folder: Path, size: int, *, encrypts: bool) -> tuple[Clock, Cloc
             for _ in range(PUTS):
                 await pipeline.put(Put(MemoryId(slot, uuid4()), draft))
     finally:
+        await gate.close()
         await store.close()
     return whole, sealing
 

@@ -11,7 +11,10 @@ import asyncpg
 
 from engram_contract.credentials import Credentials
 from engram_contract.policy import Limits
+from engram_contract.resilience import Resilience
 from engram_sidecar.config import Config, InForce
+from engram_sidecar.gate import Gate
+from engram_sidecar.guard import Guard
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.queries import QUERIES
 from engram_sidecar.sealing import Vault
@@ -57,7 +60,9 @@ def recording(config: Config) -> tuple[Pipeline, RecordingStore]:
     store = RecordingStore(config.credentials)
     world = World(time.time, time.monotonic, secrets.token_bytes)
     vault = Vault(lambda: config, secrets.token_bytes, lambda *_: None)
-    return Pipeline(store, InForce(config), vault, Limits(), world, TIMEOUT_S), store
+    gate = Gate(store, Resilience)
+    guard = Guard(gate, Resilience, lambda _: None, lambda _: None)
+    return Pipeline(guard, InForce(config), vault, Limits(), world, TIMEOUT_S), store
 
 
 @dataclass(frozen=True, slots=True)

@@ -487,6 +487,150 @@ def test_an_empty_batch_is_an_empty_answer(http: Http) -> None:
     assert http("POST", "/v1/batch", {"operations": []}).json == {"results": []}
 
 
+# Idempotency keys
+
+
+def keyed(key: str, **more: str) -> dict[str, str]:
+    return {"Idempotency-Key": key, **more}
+
+
+@pytest.fixture
+def once() -> str:
+    return f"key-{uuid.uuid4()}"
+
+
+def test_a_create_with_a_key_happens_once_and_is_answered_alike(http: Http, user: str, once: str) -> None:
+    body = {"content": "paid 5", "user": user}
+    first = http("POST", "/v1/memories", body, headers=keyed(once))
+    again = http("POST", "/v1/memories", body, headers=keyed(once))
+    assert (first.status, "idempotency-replayed" in first.headers) == (201, False)
+    assert (again.status, again.headers["idempotency-replayed"]) == (201, "true")
+    assert (again.json, again.headers["etag"]) == (first.json, first.headers["etag"])
+    assert again.headers["location"] == first.headers["location"]
+    assert contents(http("GET", "/v1/memories", user=user)) == ["paid 5"]
+    assert http("POST", "/v1/memories", body).json["id"] != first.json["id"]  # without the key it is another one
+
+
+def test_a_put_with_a_key_undoes_nothing_that_came_since(http: Http, space: str, once: str) -> None:
+    first = http("PUT", "/v1/items", {"content": "one"}, headers=keyed(once), **item(space))
+    http("PUT", "/v1/items", {"content": "two"}, **item(space))
+    again = http("PUT", "/v1/items", {"content": "one"}, headers=keyed(once), **item(space))
+    assert (again.status, again.headers["etag"]) == (first.status, first.headers["etag"]) == (201, first.json["etag"])
+    told = {name: first.json[name] for name in ("id", "shard", "version", "etag")}
+    assert again.json == told  # what it was then is gone, and what it is now was not the outcome
+    assert http("GET", "/v1/items", **item(space)).json["content"] == "two"
+
+
+def test_a_patch_with_a_key_is_applied_once(http: Http, space: str, once: str) -> None:
+    first = http("PUT", "/v1/items", {"value": {"n": 1}}, **item(space))
+    headers = keyed(once, **{"If-Match": first.headers["etag"]})
+    changed = http("PATCH", "/v1/items", {"value": {"n": 2}}, headers=headers, **item(space))
+    again = http("PATCH", "/v1/items", {"value": {"n": 2}}, headers=headers, **item(space))
+    # The tag is another one by now: without the key this would be 412, and the caller none the wiser.
+    assert (again.status, again.json) == (200, changed.json)
+    assert again.json["version"] == 2
+
+
+def test_a_delete_with_a_key_spares_what_was_made_anew(http: Http, space: str, once: str) -> None:
+    http("PUT", "/v1/items", {"content": "old"}, **item(space))
+    assert http("DELETE", "/v1/items", headers=keyed(once), **item(space)).status == 204
+    http("PUT", "/v1/items", {"content": "new"}, **item(space))
+    again = http("DELETE", "/v1/items", headers=keyed(once), **item(space))
+    assert (again.status, again.headers["idempotency-replayed"], again.body) == (204, "true", b"")
+    assert http("GET", "/v1/items", **item(space)).json["content"] == "new"
+
+
+def test_a_batch_with_a_key_happens_once_on_all_shards(http: Http, once: str) -> None:
+    users = [f"user-{uuid.uuid4()}" for _ in range(8)]  # so many are on both shards
+    operations = [{"op": "create", "memory": {"user": each, "content": "x"}} for each in users]
+    first = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once))
+    again = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once))
+    assert {result["memory"]["shard"] for result in first.json["results"]} == {"s0", "s1"}
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json["results"] == [{**result, "replayed": True} for result in first.json["results"]]
+    for each in users:
+        assert contents(http("GET", "/v1/memories", user=each)) == ["x"]
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_a_batch_of_all_kinds_is_repeated_without_a_second_effect(
+    http: Http, user: str, space: str, once: str, is_failing: bool
+) -> None:
+    http("PUT", "/v1/items", {"value": {"n": 1}}, **item(space, user=user))
+    named = {"namespace": [space], "key": "k", "user": user}
+    last = {"op": "put", **named, "memory": {}, "if_none_match": "*"}
+    operations = [
+        {"op": "create", "memory": {"user": user, "content": "made"}},
+        {"op": "patch", **named, "memory": {"value": {"n": 2}}},
+        {"op": "get", **named},
+        {"op": "delete", "namespace": [space], "key": "absent", "user": user},
+        *([last] if is_failing else []),
+    ]
+    first = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once)).json["results"]
+    again = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once)).json["results"]
+    if is_failing:  # nothing was done, so nothing is told again
+        assert [each["status"] for each in first] == [each["status"] for each in again] == [424, 424, 200, 404, 412]
+        assert http("GET", "/v1/items", **item(space, user=user)).json["version"] == 1
+        return
+    assert [each["status"] for each in first] == [each["status"] for each in again] == [201, 200, 200, 404]
+    assert [each["memory"] for each in again[:2]] == [each["memory"] for each in first[:2]]
+    assert (first[2]["memory"]["version"], again[2]["memory"]["version"]) == (1, 2)  # a read is no write
+    assert http("GET", "/v1/items", **item(space, user=user)).json["version"] == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["another create", "another body", "a condition", "another method", "a delete", "another memory", "a batch"]
+)
+def test_a_key_is_of_one_request(http: Http, user: str, once: str, kind: str) -> None:
+    named: dict[str, Any] = {"key": "k", "user": user}
+    first = http("PUT", "/v1/items", {"content": "one"}, headers=keyed(once), **named)
+    assert first.status == 201
+    match kind:
+        case "another create":
+            other = http("POST", "/v1/memories", {"content": "one", "user": user}, headers=keyed(once))
+        case "another body":
+            other = http("PUT", "/v1/items", {"content": "two"}, headers=keyed(once), **named)
+        case "a condition":
+            headers = keyed(once, **{"If-None-Match": "*"})
+            other = http("PUT", "/v1/items", {"content": "one"}, headers=headers, **named)
+        case "another method":
+            other = http("PATCH", "/v1/items", {"content": "one"}, headers=keyed(once), **named)
+        case "a delete":
+            other = http("DELETE", "/v1/items", headers=keyed(once), **named)
+        case "another memory":
+            other = http("PUT", "/v1/items", {"content": "one"}, headers=keyed(once), **{**named, "key": "l"})
+        case _:
+            operations = [{"op": "delete", **named}]
+            other = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once))
+    assert (other.status, other.json["type"].rpartition("/")[2]) == (422, "idempotency-key-reused")
+    assert http("GET", "/v1/items", key="k", user=user).json == first.json
+
+
+def test_a_refused_request_leaves_its_key_as_new(http: Http, space: str, once: str) -> None:
+    headers = keyed(once, **{"If-Match": "*"})
+    assert http("PUT", "/v1/items", {"content": "x"}, headers=headers, **item(space)).status == 412
+    assert http("DELETE", "/v1/items", headers=keyed(once), **item(space)).status == 404
+    assert http("PUT", "/v1/items", {"content": "y"}, headers=keyed(once), **item(space)).status == 201
+
+
+@pytest.mark.parametrize(
+    "key", ["k", '"k"', '"with a blank"', '"a \\" and a \\\\"', "x" * 255, '"' + "x" * 255 + '"', "a-1_b.c~!#"]
+)
+def test_a_key_may_be_a_string_of_structured_fields_or_bare(http: Http, user: str, key: str) -> None:
+    body = {"content": "x", "user": user}
+    first = http("POST", "/v1/memories", body, headers=keyed(key))
+    assert first.status == 201
+    assert http("POST", "/v1/memories", body, headers=keyed(key)).json == first.json
+
+
+@pytest.mark.parametrize("key", ["", " ", '""', "x" * 256, "two words", '"open', '"a" ; p=1', "a\tb", "ü", '"a\\b"'])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_a_key_that_cannot_be_is_400_and_names_the_header(http: Http, space: str, method: str, key: str) -> None:
+    path, query = ("/v1/memories", {}) if method == "POST" else ("/v1/items", item(space))
+    answer = http(method, path, raw=None if method == "DELETE" else b"{}", headers=keyed(key), **query)
+    assert (answer.status, "Idempotency-Key" in answer.json["detail"]) == (400, True)
+
+
 # Bad input
 
 

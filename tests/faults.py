@@ -29,6 +29,8 @@ class FaultProxy:
     fault: Fault = Fault.NONE
     delay_s: float = 0.0  # of each answer of the server
     accepted: int = 0
+    losing: bytes = b""  # the answer to what holds this is lost, with its connection; once
+    lost: int = 0
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _server: asyncio.Server | None = None
@@ -77,15 +79,27 @@ class FaultProxy:
             return
         self._writers |= {writer, to}
         try:
-            await asyncio.gather(self._pump(reader, to, answers=False), self._pump(there, writer, answers=True))
+            doomed = asyncio.Event()
+            await asyncio.gather(
+                self._pump(reader, to, doomed, answers=False), self._pump(there, writer, doomed, answers=True)
+            )
         finally:
             self._writers -= {writer, to}
             writer.close()
             to.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event, *, answers: bool
+    ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(CHUNK_BYTES):
+                if answers and doomed.is_set():
+                    self.lost += 1
+                    _reset(writer)
+                    return
+                if not answers and self.losing and self.losing in chunk:
+                    self.losing = b""
+                    doomed.set()
                 if answers and self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 if self.fault is not Fault.SILENT:

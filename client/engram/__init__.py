@@ -25,6 +25,7 @@ from engram.errors import (
     ReadOnlyShard,
     Refused,
     RolledBack,
+    Superseded,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "Shard",
     "Shards",
     "Share",
+    "Superseded",
     "TypeUsage",
     "Unavailable",
     "UnexpectedAnswer",

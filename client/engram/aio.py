@@ -2,7 +2,8 @@
 
 Promises
 1. A method returns its result or raises one EngramError; nothing of aiohttp comes out. Cancellation passes.
-2. A write is sent once: where no answer came, OutcomeUnknown says so, and the caller decides. A GET is sent again once.
+2. A write is sent once: where no answer came, OutcomeUnknown says so, and the caller decides. A GET is sent again once,
+and so is a write with an `idempotency_key`, which happens once however often it is sent.
 3. No proxy of the environment stands between an agent and its own sidecar.
 """
 
@@ -25,7 +26,7 @@ from engram.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from engram.protocol import Request
+from engram.protocol import Request, keyed
 from engram.records import (
     AuditPage,
     BatchResult,
@@ -98,9 +99,13 @@ class AsyncEngram:
                     raise
             await asyncio.sleep(POLL_S)
 
-    async def create(self, **fields: Unpack[MemoryFields]) -> Memory:
-        """A new memory under an id that the sidecar makes."""
-        return await self._send(protocol.build_create(fields))
+    async def create(self, *, idempotency_key: str | None = None, **fields: Unpack[MemoryFields]) -> Memory:
+        """A new memory under an id that the sidecar makes.
+
+        With an `idempotency_key`, here and in every other write: sent again within 24 hours, it is answered as at first
+        and happens no second time. Superseded if what it stored is another by then.
+        """
+        return await self._send(keyed(protocol.build_create(fields), idempotency_key))
 
     async def put(
         self,
@@ -108,13 +113,14 @@ class AsyncEngram:
         *,
         if_match: str | None = None,
         if_none_match: str | None = None,
+        idempotency_key: str | None = None,
         **fields: Unpack[MemoryFields],
     ) -> Memory:
         """The memory under `memory_id` with exactly these members, new or replaced.
 
         `if_match` an ETag: only if it is still that version. `if_none_match="*"`: only if there is none. Else Conflict.
         """
-        return await self._send(protocol.build_put(memory_id, fields, if_match, if_none_match))
+        return await self._send(keyed(protocol.build_put(memory_id, fields, if_match, if_none_match), idempotency_key))
 
     @overload
     async def get(self, memory_id: str, *, if_none_match: str | None = None) -> Memory: ...
@@ -127,13 +133,20 @@ class AsyncEngram:
         """
         return await self._read(memory_id, if_none_match, default)
 
-    async def patch(self, memory_id: str, *, if_match: str | None = None, **fields: Unpack[MemoryFields]) -> Memory:
+    async def patch(
+        self,
+        memory_id: str,
+        *,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[MemoryFields],
+    ) -> Memory:
         """The memory after the change of the members given; `value` is merged (RFC 7396), the others are replaced."""
-        return await self._send(protocol.build_patch(memory_id, fields, if_match))
+        return await self._send(keyed(protocol.build_patch(memory_id, fields, if_match), idempotency_key))
 
-    async def delete(self, memory_id: str, *, if_match: str | None = None) -> bool:
+    async def delete(self, memory_id: str, *, if_match: str | None = None, idempotency_key: str | None = None) -> bool:
         """True if the memory was deleted, False if there was none."""
-        return await self._send(protocol.build_delete(memory_id, if_match))
+        return await self._send(keyed(protocol.build_delete(memory_id, if_match), idempotency_key))
 
     async def put_item(
         self,
@@ -143,11 +156,12 @@ class AsyncEngram:
         user: str | None = None,
         if_match: str | None = None,
         if_none_match: str | None = None,
+        idempotency_key: str | None = None,
         **fields: Unpack[ItemFields],
     ) -> Memory:
         """The memory of this name with exactly these members, new or replaced."""
         item = Item(tuple(namespace), key, user)
-        return await self._send(protocol.build_put(item, fields, if_match, if_none_match))
+        return await self._send(keyed(protocol.build_put(item, fields, if_match, if_none_match), idempotency_key))
 
     @overload
     async def get_item(
@@ -182,16 +196,27 @@ class AsyncEngram:
         *,
         user: str | None = None,
         if_match: str | None = None,
+        idempotency_key: str | None = None,
         **fields: Unpack[ItemFields],
     ) -> Memory:
         """The memory of this name after the change of the members given."""
-        return await self._send(protocol.build_patch(Item(tuple(namespace), key, user), fields, if_match))
+        return await self._send(
+            keyed(protocol.build_patch(Item(tuple(namespace), key, user), fields, if_match), idempotency_key)
+        )
 
     async def delete_item(
-        self, namespace: Sequence[str], key: str, *, user: str | None = None, if_match: str | None = None
+        self,
+        namespace: Sequence[str],
+        key: str,
+        *,
+        user: str | None = None,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
     ) -> bool:
         """True if the memory of this name was deleted, False if there was none."""
-        return await self._send(protocol.build_delete(Item(tuple(namespace), key, user), if_match))
+        return await self._send(
+            keyed(protocol.build_delete(Item(tuple(namespace), key, user), if_match), idempotency_key)
+        )
 
     async def list(self, *, limit: int | None = None, **selection: Unpack[Selection]) -> AsyncIterator[Memory]:
         """Every selected memory, newest first, fetched in pages of `limit`.
@@ -219,9 +244,9 @@ class AsyncEngram:
         """The memories that fit `query` best among those selected; an empty query gives the newest."""
         return await self._send(protocol.build_search(query, fields, limit))
 
-    async def batch(self, operations: Iterable[Operation]) -> BatchResult:
+    async def batch(self, operations: Iterable[Operation], *, idempotency_key: str | None = None) -> BatchResult:
         """The outcomes of the operations, in their order; all or nothing on each shard that they touch."""
-        return await self._send(protocol.build_batch(operations))
+        return await self._send(keyed(protocol.build_batch(operations), idempotency_key))
 
     async def shards(self, *, count: bool = False) -> Shards:
         """The shard map that the sidecar routes by, on demand with the number of memories on each shard."""
@@ -247,8 +272,9 @@ class AsyncEngram:
         try:
             answer = await self._ask(request)
         except OutcomeUnknown as error:
-            # A kept connection may have died with the sidecar that it led to. Asking again is harmless, writing is not.
-            if request.method != "GET" or isinstance(error, DeadlineExceeded):
+            # A kept connection may have died with the sidecar that it led to. Asking again is harmless, writing is not,
+            # unless a key says that it is the same write.
+            if not (request.method == "GET" or request.is_repeatable) or isinstance(error, DeadlineExceeded):
                 raise
             answer = await self._ask(request)
         return request.parse(answer)

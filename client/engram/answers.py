@@ -28,6 +28,7 @@ from engram.errors import (
     ReadOnlyShard,
     Refused,
     RolledBack,
+    Superseded,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -77,6 +78,14 @@ class Answer:
 def parse_memory(answer: Answer) -> Memory:
     """The memory that the answer holds; raises an EngramError for any other answer."""
     return _parse(answer, memory_of)
+
+
+def parse_stored(answer: Answer) -> Memory:
+    """The memory that a write left; raises Superseded if it is told again and the memory is another one by now."""
+    found = _parse(answer, lambda body: memory_of(body) if "content" in body else _superseded(answer.status, body))
+    if isinstance(found, Superseded):
+        raise found
+    return found
 
 
 def parse_deleted(answer: Answer) -> bool:
@@ -179,6 +188,11 @@ def memory_of(body: Mapping[str, Any]) -> Memory:
     )
 
 
+def _superseded(status: int, body: Mapping[str, Any]) -> Superseded:
+    detail = f"done before, as {body['etag']} of {body['id']}, which is another one by now"
+    return Superseded(detail, status=status, id=body["id"], etag=body["etag"])
+
+
 def error_of(answer: Answer) -> EngramError:
     """The error of an answer that is not the one that was asked for."""
     try:
@@ -248,6 +262,8 @@ def _shard(body: Mapping[str, Any]) -> Shard:
 def _outcome(body: Mapping[str, Any]) -> Outcome:
     status, problem, memory = body["status"], body.get("problem"), body.get("memory")
     error = None if problem is None else _error(status, problem, {})
+    if memory is not None and "content" not in memory:
+        return Outcome(status, None, _superseded(status, memory))
     return Outcome(status, None if memory is None else memory_of(memory), error)
 
 
@@ -268,6 +284,8 @@ def _error(status: int, problem: Mapping[str, Any], headers: Mapping[str, str]) 
 def _other_error(status: int, detail: str, problem: Mapping[str, Any], headers: Mapping[str, str]) -> EngramError:
     """The leaf of a status that says enough without the problem's type."""
     shard = problem.get("shard")
+    if status == HTTPStatus.CONFLICT and "retry-after" in headers:  # the first request with this key is under way
+        return Unavailable(detail, status=status, retry_after_s=_retry_after_s(headers.get("retry-after")))
     if status == HTTPStatus.CONFLICT:
         return ReadOnlyShard(detail, status=status, shard=shard)
     if status == HTTPStatus.PRECONDITION_FAILED:

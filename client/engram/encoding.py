@@ -11,10 +11,12 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from engram.errors import Pointer, Refused
+from engram_contract.names import IDEMPOTENCY_HEADER
 
 Query = Iterable[tuple[str, str | int | None]]
 Headers = tuple[tuple[str, str], ...]
 
+MAX_KEY_CHARS: Final = 255
 DEEPEST: Final = 64  # a sidecar takes no deeper JSON, so nothing below it needs a pointer
 
 JSON_HEADERS: Final[Headers] = (("Content-Type", "application/json"),)
@@ -54,6 +56,16 @@ def encode_conditions(if_match: str | None, if_none_match: str | None) -> Header
         if not value.isascii() or not value.isprintable():
             raise Refused(f"not sent: {name} is not an ETag: {value!r}")
     return present
+
+
+def encode_key(key: str) -> Headers:
+    """The header of an idempotency key, as a string of RFC 9651; raises Refused for what no header can carry."""
+    if not 1 <= len(key) <= MAX_KEY_CHARS or not key.isascii() or not key.isprintable():
+        raise Refused(
+            f"not sent: an idempotency key is 1 to {MAX_KEY_CHARS} printable characters of ASCII: {key[:60]!r}"
+        )
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return ((IDEMPOTENCY_HEADER, f'"{escaped}"'),)
 
 
 def _faults(value: object, pointer: str, depth: int) -> Iterator[Pointer]:

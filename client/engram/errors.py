@@ -4,6 +4,7 @@ EngramError
   NotFound          there is no such memory
   NotModified       the copy you have is current (only with `if_none_match` on a read)
   Conflict          somebody else changed it: read again, then decide
+  Superseded        this write was done before, under its key, and the memory is another one by now: read it
   ReadOnlyShard     this memory cannot be written for now; it can be read
   Refused           the request is wrong and will stay wrong: `pointers` say where
   AgentNotAllowed   the tenant does not allow this pod's agent: nothing is answered until its policy does
@@ -54,6 +55,19 @@ class Conflict(EngramError):
     def __init__(self, detail: str, *, status: int = 0, etag: str | None = None) -> None:
         """A conflict with what is stored under `etag`."""
         super().__init__(detail, status=status)
+        self.etag = etag
+
+
+class Superseded(EngramError):
+    """The write happened when it was sent first with its idempotency key; what it stored was changed or removed since.
+
+    `id` and `etag` tell which memory it was, in which state.
+    """
+
+    def __init__(self, detail: str, *, status: int = 0, id: str, etag: str) -> None:  # noqa: A002  as of a Memory
+        """The outcome of a write that is told again."""
+        super().__init__(detail, status=status)
+        self.id = id
         self.etag = etag
 
 

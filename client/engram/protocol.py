@@ -1,7 +1,7 @@
 """Each method of the client as a value: what to send and how to read the answer. No I/O, so both clients share it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from engram import answers
@@ -12,6 +12,7 @@ from engram.encoding import (
     Headers,
     encode_body,
     encode_conditions,
+    encode_key,
     encode_memory_path,
     encode_target,
 )
@@ -43,11 +44,12 @@ class Request(Generic[Result]):
     parse: Callable[[Answer], Result]
     headers: Headers = ()
     body: bytes | None = None
+    is_repeatable: bool = False  # sent twice it happens once
 
 
 def build_create(fields: MemoryFields) -> Request[Memory]:
     """A new memory; the sidecar makes the id."""
-    return Request("POST", "/v1/memories", answers.parse_memory, JSON_HEADERS, encode_body(fields))
+    return Request("POST", "/v1/memories", answers.parse_stored, JSON_HEADERS, encode_body(fields))
 
 
 def build_put(
@@ -55,7 +57,7 @@ def build_put(
 ) -> Request[Memory]:
     """The memory `target` with exactly these members."""
     headers = JSON_HEADERS + encode_conditions(if_match, if_none_match)
-    return Request("PUT", _address(target), answers.parse_memory, headers, encode_body(fields))
+    return Request("PUT", _address(target), answers.parse_stored, headers, encode_body(fields))
 
 
 def build_get(target: str | Item, if_none_match: str | None = None) -> Request[Memory]:
@@ -66,12 +68,19 @@ def build_get(target: str | Item, if_none_match: str | None = None) -> Request[M
 def build_patch(target: str | Item, fields: ItemFields, if_match: str | None = None) -> Request[Memory]:
     """A change of the members given (JSON merge patch, RFC 7396)."""
     headers = MERGE_PATCH_HEADERS + encode_conditions(if_match, None)
-    return Request("PATCH", _address(target), answers.parse_memory, headers, encode_body(fields))
+    return Request("PATCH", _address(target), answers.parse_stored, headers, encode_body(fields))
 
 
 def build_delete(target: str | Item, if_match: str | None = None) -> Request[bool]:
     """The end of one memory."""
     return Request("DELETE", _address(target), answers.parse_deleted, encode_conditions(if_match, None))
+
+
+def keyed(request: Request[Result], key: str | None) -> Request[Result]:
+    """The write with an idempotency key, if there is one."""
+    if key is None:
+        return request
+    return replace(request, headers=request.headers + encode_key(key), is_repeatable=True)
 
 
 def build_page(selection: Selection, limit: int | None = None, cursor: str | None = None) -> Request[Page]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from engram.errors import EngramError
+from engram.errors import EngramError, Superseded
 
 
 class ItemFields(TypedDict, total=False):
@@ -190,8 +190,8 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """True if the operation was done."""
-        return self.error is None
+        """True if the operation was done, now or before under its idempotency key."""
+        return self.error is None or isinstance(self.error, Superseded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,9 @@ class Engram:
         """The shard map, as soon as the sidecar answers; raises the last error after `timeout_s`."""
         return self._run(self._client.wait_ready(timeout_s))
 
-    def create(self, **fields: Unpack[MemoryFields]) -> Memory:
+    def create(self, *, idempotency_key: str | None = None, **fields: Unpack[MemoryFields]) -> Memory:
         """A new memory under an id that the sidecar makes."""
-        return self._run(self._client.create(**fields))
+        return self._run(self._client.create(idempotency_key=idempotency_key, **fields))
 
     def put(
         self,
@@ -87,10 +87,15 @@ class Engram:
         *,
         if_match: str | None = None,
         if_none_match: str | None = None,
+        idempotency_key: str | None = None,
         **fields: Unpack[MemoryFields],
     ) -> Memory:
         """The memory under `memory_id` with exactly these members, new or replaced."""
-        return self._run(self._client.put(memory_id, if_match=if_match, if_none_match=if_none_match, **fields))
+        return self._run(
+            self._client.put(
+                memory_id, if_match=if_match, if_none_match=if_none_match, idempotency_key=idempotency_key, **fields
+            )
+        )
 
     @overload
     def get(self, memory_id: str, *, if_none_match: str | None = None) -> Memory: ...
@@ -100,13 +105,20 @@ class Engram:
         """The memory under `memory_id`; `default` if there is none, NotFound without a default."""
         return self._run(self._client.get(memory_id, if_none_match=if_none_match, **cast("dict[str, Any]", default)))
 
-    def patch(self, memory_id: str, *, if_match: str | None = None, **fields: Unpack[MemoryFields]) -> Memory:
+    def patch(
+        self,
+        memory_id: str,
+        *,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[MemoryFields],
+    ) -> Memory:
         """The memory after the change of the members given."""
-        return self._run(self._client.patch(memory_id, if_match=if_match, **fields))
+        return self._run(self._client.patch(memory_id, if_match=if_match, idempotency_key=idempotency_key, **fields))
 
-    def delete(self, memory_id: str, *, if_match: str | None = None) -> bool:
+    def delete(self, memory_id: str, *, if_match: str | None = None, idempotency_key: str | None = None) -> bool:
         """True if the memory was deleted, False if there was none."""
-        return self._run(self._client.delete(memory_id, if_match=if_match))
+        return self._run(self._client.delete(memory_id, if_match=if_match, idempotency_key=idempotency_key))
 
     def put_item(
         self,
@@ -116,11 +128,20 @@ class Engram:
         user: str | None = None,
         if_match: str | None = None,
         if_none_match: str | None = None,
+        idempotency_key: str | None = None,
         **fields: Unpack[ItemFields],
     ) -> Memory:
         """The memory of this name with exactly these members, new or replaced."""
         return self._run(
-            self._client.put_item(namespace, key, user=user, if_match=if_match, if_none_match=if_none_match, **fields)
+            self._client.put_item(
+                namespace,
+                key,
+                user=user,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                idempotency_key=idempotency_key,
+                **fields,
+            )
         )
 
     @overload
@@ -157,16 +178,29 @@ class Engram:
         *,
         user: str | None = None,
         if_match: str | None = None,
+        idempotency_key: str | None = None,
         **fields: Unpack[ItemFields],
     ) -> Memory:
         """The memory of this name after the change of the members given."""
-        return self._run(self._client.patch_item(namespace, key, user=user, if_match=if_match, **fields))
+        return self._run(
+            self._client.patch_item(
+                namespace, key, user=user, if_match=if_match, idempotency_key=idempotency_key, **fields
+            )
+        )
 
     def delete_item(
-        self, namespace: Sequence[str], key: str, *, user: str | None = None, if_match: str | None = None
+        self,
+        namespace: Sequence[str],
+        key: str,
+        *,
+        user: str | None = None,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
     ) -> bool:
         """True if the memory of this name was deleted, False if there was none."""
-        return self._run(self._client.delete_item(namespace, key, user=user, if_match=if_match))
+        return self._run(
+            self._client.delete_item(namespace, key, user=user, if_match=if_match, idempotency_key=idempotency_key)
+        )
 
     def list(self, *, limit: int | None = None, **selection: Unpack[Selection]) -> Iterator[Memory]:
         """Every selected memory, newest first, fetched in pages of `limit`; Unavailable where a shard is missing."""
@@ -186,9 +220,9 @@ class Engram:
         """The memories that fit `query` best among those selected; an empty query gives the newest."""
         return self._run(self._client.search(query, limit=limit, **fields))
 
-    def batch(self, operations: Iterable[Operation]) -> BatchResult:
+    def batch(self, operations: Iterable[Operation], *, idempotency_key: str | None = None) -> BatchResult:
         """The outcomes of the operations, in their order; all or nothing on each shard that they touch."""
-        return self._run(self._client.batch(operations))
+        return self._run(self._client.batch(operations, idempotency_key=idempotency_key))
 
     def shards(self, *, count: bool = False) -> Shards:
         """The shard map that the sidecar routes by, on demand with the number of memories on each shard."""

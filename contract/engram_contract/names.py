@@ -127,6 +127,10 @@ QUOTA_SQLSTATE: Final = "EG002"
 # A response names the configuration that it was made with: `map=3, policy=7, credentials=2, keys=1`.
 CONFIG_HEADER: Final = "Engram-Config"
 
+# A write that carries a key happens once; the answer to its repetition says that it is one.
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+REPLAYED_HEADER: Final = "Idempotency-Replayed"
+
 PROBLEM_BASE: Final = f"https://{GROUP}/problems/"
 
 

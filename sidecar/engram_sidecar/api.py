@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from engram_contract.names import CONFIG_HEADER
+from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER, REPLAYED_HEADER
 from engram_contract.slots import MemoryId
 from engram_sidecar import reports, wire
 from engram_sidecar.audit import Trail, batch_parts
@@ -27,6 +27,7 @@ from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, NotFound, PreconditionFailed, SidecarError, Unprocessable
 from engram_sidecar.etags import parse_tags, write_conditions
 from engram_sidecar.health import Status
+from engram_sidecar.idempotency import CREATED, Once, Write, parse_key, status_of
 from engram_sidecar.intake import Answered, Call, Intake, check_host, problem_response
 from engram_sidecar.ledger import Ledger
 from engram_sidecar.metrics import Metrics
@@ -34,13 +35,14 @@ from engram_sidecar.openapi import openapi_document
 from engram_sidecar.patience import begin_request
 from engram_sidecar.pipeline import Pipeline
 from engram_sidecar.problems import Problem, problem, to_problem
-from engram_sidecar.records import Conditions, Delete, Draft, Found, Hit, Patch, Put
+from engram_sidecar.records import Conditions, Delete, Draft, Found, Hit, Patch, Put, Replay
 
 log = logging.getLogger(__name__)
 
 _SERVER_ERROR: Final = 500
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
 HEALTH: Final = "health"  # its 503 is an answer, and no failure to give one
+_REPLAYED: Final = {REPLAYED_HEADER: "true"}
 _GONE: Final = 499  # the caller left before the answer, as others note it too
 
 Handler = Callable[[Call], Awaitable[web.Response]]
@@ -148,14 +150,12 @@ class Api:
 
     async def _create(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        body = await self._intake.json(call.request)
+        body = await self._intake.json(call)
         draft = wire.parse_draft(body, self._limits)
         if draft.key is not None:
             raise Unprocessable(Flaw("/key", "a memory with a key is stored by PUT /v1/items"))
-        put = Put(self._pipeline.new_id(draft), draft, Conditions(must_be_absent=True))
-        call.subject.is_put(put)
-        hit = await self._pipeline.put(put)
-        return _memory_response(hit, 201, {"Location": f"/v1/memories/{hit.memory.id}"})
+        ids = await self._pipeline.ids_for(_once(call))
+        return await self._answer_put(call, Put(ids.new_id(draft), draft, Conditions(must_be_absent=True)))
 
     async def _get(self, call: Call) -> web.Response:
         self._intake.query(call, ())
@@ -165,7 +165,7 @@ class Api:
         self._intake.query(call, ())
         conditions = _conditions(call.request)
         memory_id = _path_id(call)
-        draft = wire.parse_draft(await self._intake.json(call.request), self._limits)
+        draft = wire.parse_draft(await self._intake.json(call), self._limits)
         return await self._answer_put(call, Put(memory_id, draft, conditions))
 
     async def _patch(self, call: Call) -> web.Response:
@@ -175,8 +175,7 @@ class Api:
 
     async def _delete(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        await self._pipeline.delete(Delete(_path_id(call), _conditions(call.request)))
-        return web.Response(status=204)
+        return await self._answer_delete(call, Delete(_path_id(call), _conditions(call.request)))
 
     # One memory, by name
 
@@ -186,7 +185,7 @@ class Api:
     async def _put_item(self, call: Call) -> web.Response:
         named = self._item_draft(call)
         conditions = _conditions(call.request)
-        body = await self._intake.json(call.request)
+        body = await self._intake.json(call)
         rest = wire.parse_draft(body, self._limits, without=("user", "namespace", "key"))
         draft = replace(rest, user=named.user, namespace=named.namespace, key=named.key)
         return await self._answer_put(call, Put(self._pipeline.id_of(draft), draft, conditions))
@@ -196,8 +195,7 @@ class Api:
         return await self._answer_patch(call, memory_id, _conditions(call.request))
 
     async def _delete_item(self, call: Call) -> web.Response:
-        await self._pipeline.delete(Delete(self._item_id(call), _conditions(call.request)))
-        return web.Response(status=204)
+        return await self._answer_delete(call, Delete(self._item_id(call), _conditions(call.request)))
 
     def _item_draft(self, call: Call) -> Draft:
         query = self._intake.query(call, ("user", "namespace", "key"), repeated=("namespace",))
@@ -229,18 +227,39 @@ class Api:
 
     async def _answer_put(self, call: Call, put: Put) -> web.Response:
         call.subject.is_put(put)
-        hit = await self._pipeline.put(put)
-        is_new = hit.memory.version == 1
-        headers = {"Location": f"/v1/memories/{hit.memory.id}"} if is_new else {}
-        return _memory_response(hit, 201 if is_new else 200, headers)
+        once = _once(call)
+        if once is not None:
+            return await self._answer_once(call, put, once)
+        return _stored_response(put, await self._pipeline.put(put))
 
     async def _answer_patch(self, call: Call, memory_id: MemoryId, conditions: Conditions) -> web.Response:
-        patch = await self._intake.json(call.request)
+        patch = await self._intake.json(call)
         if not isinstance(patch, dict):
             raise Unprocessable(Flaw("", "must be an object: a JSON merge patch"))
-        hit = await self._pipeline.patch(Patch(memory_id, patch, conditions))
+        write, once = Patch(memory_id, patch, conditions), _once(call)
+        if once is not None:
+            return await self._answer_once(call, write, once)
+        hit = await self._pipeline.patch(write)
         call.subject.is_memory(hit.memory)
-        return _memory_response(hit, 200)
+        return _stored_response(write, hit)
+
+    async def _answer_delete(self, call: Call, delete: Delete) -> web.Response:
+        once = _once(call)
+        if once is not None:
+            return await self._answer_once(call, delete, once)
+        await self._pipeline.delete(delete)
+        return web.Response(status=204)
+
+    async def _answer_once(self, call: Call, write: Write, once: Once) -> web.Response:
+        outcome, shard = await self._pipeline.write_once(write, once)
+        if isinstance(outcome, Replay):
+            self._metrics.count_replayed()
+            call.subject.memory, call.subject.details = outcome.id, {"replayed": True}
+            return _replay_response(outcome, shard)
+        if outcome is None:
+            return web.Response(status=204)
+        call.subject.is_memory(outcome)
+        return _stored_response(write, Hit(outcome, shard))
 
     # Several memories
 
@@ -258,7 +277,7 @@ class Api:
 
     async def _search(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        query, selection, limit = wire.parse_search(await self._intake.json(call.request), self._limits)
+        query, selection, limit = wire.parse_search(await self._intake.json(call), self._limits)
         call.subject.is_selection(selection)
         found = await self._pipeline.search(query, selection, limit)
         return self._found_response(call, "search", found, wire.results_document(found))
@@ -271,11 +290,15 @@ class Api:
 
     async def _batch(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        operations = parse_batch(await self._intake.json(call.request), self._limits, self._pipeline)
-        outcomes = await self._pipeline.batch(operations)
+        document, once = await self._intake.json(call), _once(call)
+        operations = parse_batch(document, self._limits, await self._pipeline.ids_for(once))
+        outcomes = await self._pipeline.batch(operations, once)
         results = [outcome_document(op, outcome) for op, outcome in zip(operations, outcomes, strict=True)]
         call.parts = batch_parts(operations, outcomes, results)
-        return _json_response({"results": results})
+        is_replayed = any(isinstance(outcome, Replay) for outcome, _ in outcomes)
+        if is_replayed:
+            self._metrics.count_replayed()
+        return _json_response({"results": results}, headers=_REPLAYED if is_replayed else None)
 
     async def _shards(self, call: Call) -> web.Response:
         query = self._intake.query(call, ("count",))
@@ -327,8 +350,32 @@ def _conditions(request: web.BaseRequest) -> Conditions:
     return write_conditions(request.headers.getall("If-Match", []), request.headers.getall("If-None-Match", []))
 
 
+def _once(call: Call) -> Once | None:
+    """The request as one that is to happen once, if it carries a key. Its body, if it has one, was read."""
+    key = parse_key(call.request.headers.getall(IDEMPOTENCY_HEADER, []))
+    if key is None:
+        return None
+    tags = (",".join(call.request.headers.getall(name, [])) for name in ("If-Match", "If-None-Match"))
+    return Once(key, (call.request.method, call.request.rel_url.raw_path_qs, *tags, call.body_digest))
+
+
 def _json_response(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(body=wire.encode(document), status=status, headers=headers, content_type="application/json")
+
+
+def _stored_response(write: Write, hit: Hit) -> web.Response:
+    status = status_of(write, hit.memory)
+    return _memory_response(hit, status, {"Location": f"/v1/memories/{hit.memory.id}"} if status == CREATED else {})
+
+
+def _replay_response(replay: Replay, shard: str) -> web.Response:
+    headers = dict(_REPLAYED)
+    if replay.etag is None:
+        return web.Response(status=replay.status, headers=headers)
+    headers["ETag"] = str(replay.etag)
+    if replay.status == CREATED:
+        headers["Location"] = f"/v1/memories/{replay.id}"
+    return _json_response(wire.replay_document(replay, shard), replay.status, headers)
 
 
 def _memory_response(hit: Hit, status: int, headers: Mapping[str, str] | None = None) -> web.Response:

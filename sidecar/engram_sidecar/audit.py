@@ -22,7 +22,7 @@ from engram_sidecar import routing
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.metrics import Metrics
-from engram_sidecar.records import Delete, Draft, Get, Memory, Operation, Patch, Put, Selection
+from engram_sidecar.records import Delete, Draft, Get, Memory, Operation, Patch, Put, Replay, Selection
 from engram_sidecar.settings import Settings
 from engram_sidecar.store import Store
 from engram_sidecar.wire import encode, timestamp
@@ -80,6 +80,8 @@ def batch_parts(
             subject.is_put(operation)
         if isinstance(outcome, Memory):
             subject.is_memory(outcome)
+        if isinstance(outcome, Replay):
+            subject.memory, subject.details = outcome.id, {**subject.details, "replayed": True}
         parts.append((_KINDS[type(operation)], int(str(result["status"])), subject))
     return parts
 

@@ -8,8 +8,9 @@ from engram_contract.slots import MemoryId
 from engram_sidecar import wire
 from engram_sidecar.errors import BadRequest, Flaw, SidecarError, TooLarge, Unprocessable, pointer
 from engram_sidecar.etags import write_conditions
+from engram_sidecar.idempotency import status_of
 from engram_sidecar.problems import to_problem
-from engram_sidecar.records import Conditions, Delete, Draft, Get, Operation, Patch, Put
+from engram_sidecar.records import Conditions, Delete, Draft, Get, Operation, Patch, Put, Replay
 from engram_sidecar.writes import Outcome
 
 _KINDS: Final = ("create", "put", "get", "patch", "delete")
@@ -124,7 +125,10 @@ def outcome_document(operation: Operation, outcome: tuple[Outcome, str]) -> dict
     if isinstance(result, SidecarError):
         found = to_problem(result)
         return {"status": found.status, "problem": found.document}
+    if isinstance(result, Replay):
+        told = {} if result.etag is None else {"memory": wire.replay_document(result, shard)}
+        return {"status": result.status, "replayed": True, **told}
     if result is None:
         return {"status": 204}
-    is_new = isinstance(operation, Put) and result.version == 1
-    return {"status": 201 if is_new else 200, "memory": wire.memory_document(result, shard)}
+    status = 200 if isinstance(operation, Get) else status_of(operation, result)
+    return {"status": status, "memory": wire.memory_document(result, shard)}

@@ -9,6 +9,8 @@ SidecarError
 ├── AgentNotAllowed      403: the policy does not admit this pod
 ├── NotFound             404
 ├── PreconditionFailed   412: read again, then decide
+├── IdempotencyKeyInUse  409: a request under the same idempotency key is under way; try again in a moment
+├── IdempotencyKeyReused 422: the idempotency key is another request's, use a new one
 ├── FailedDependency     424: another operation of the batch failed on the same shard, so this one did not happen
 ├── ShardReadOnly        409: this memory takes no change until its shard is Active again
 ├── ShardUnavailable     503: try again later
@@ -91,6 +93,20 @@ class NotFound(SidecarError):
 
 class PreconditionFailed(SidecarError):
     """If-Match or If-None-Match did not hold."""
+
+
+class IdempotencyKeyInUse(SidecarError):
+    """Another request with this idempotency key has not ended."""
+
+    def __init__(self) -> None:
+        super().__init__("Idempotency-Key: a request with this key is under way")
+
+
+class IdempotencyKeyReused(SidecarError):
+    """Another request was done with this idempotency key."""
+
+    def __init__(self) -> None:
+        super().__init__("Idempotency-Key: another request was done with this key, within the last 24 hours")
 
 
 class FailedDependency(SidecarError):

@@ -4,16 +4,16 @@
 
 Promises
 1. A request has one deadline for all that it asks; it begins with the first question.
-2. A read is repeated within the budget. A write is only if its repetition does no harm (writes.is_repeatable), and what
-a repetition cannot do is never said of the write: its outcome stays unknown.
+2. A read is repeated within the budget. A write is only if its repetition does no harm (writes.is_repeatable), or if it
+carries an idempotency key; what a repetition cannot do is never said of the write: its outcome stays unknown.
 """
 
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from engram_contract.resilience import Resilience
 from engram_sidecar.budget import Budget
@@ -27,6 +27,9 @@ from engram_sidecar.writes import is_repeatable
 ATTEMPTS: Final = 3
 FIRST_PAUSE_S: Final = 0.05
 _UNASKED: Final = (BreakerOpen, NodeRefused, Shed)
+
+
+Answer = TypeVar("Answer")
 
 
 class Guard:
@@ -82,6 +85,22 @@ class Guard:
                 if unknown is not None and not rows:
                     raise unknown  # its condition does not hold: perhaps because the first attempt was done
                 return rows
+        raise AssertionError  # the last pause raises
+
+    async def repeat(self, place: Place, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer of a write that happens once, however often it is run: run again where its outcome is unknown."""
+        patience = self._patience(place)
+        unknown: OutcomeUnknown | None = None
+        for number in range(ATTEMPTS):
+            try:
+                return await attempt()
+            except OutcomeUnknown as failure:
+                unknown = unknown or failure
+                await self._pause(place, Kind.STORE, patience, number, unknown)
+            except ShardUnavailable as failure:
+                if unknown is not None:
+                    raise unknown from failure
+                raise
         raise AssertionError  # the last pause raises
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ Promises
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,6 +38,7 @@ class Call:
     started_s: float  # monotonic
     route: tuple[str, str] = NO_ROUTE  # method, template of the path
     path_id: str = ""
+    body_digest: str = ""  # of what was read of the body
     subject: Subject = field(default_factory=Subject)
     parts: Sequence[tuple[str, int, Subject]] = ()
 
@@ -89,17 +91,18 @@ class Intake:
             found.setdefault(name, []).append(value)
         return found
 
-    async def json(self, request: web.BaseRequest) -> object:
+    async def json(self, call: Call) -> object:
         """The body's JSON value. Raises BadRequest, TooLarge, or answers 415.
 
         The type must be said: a web page may send a body of another type, or of none, to localhost without being asked.
         """
+        request = call.request
         is_json = "Content-Type" in request.headers and request.content_type in _JSON
         if not is_json or request.headers.get("Content-Encoding", "").strip().lower() not in _ENCODINGS:
             detail = "send it with the header Content-Type: application/json, plain or compressed by gzip or deflate"
             wrong = problem(415, "unsupported-media-type", "The body is not said to be JSON", detail)
             raise Answered(problem_response(wrong))
-        raw = await self._body(request)
+        raw = await self._body(call)
         try:
             if len(raw) <= _INLINE_BYTES:
                 return jsontext.parse(raw, max_depth=self.limits.json_depth)
@@ -108,16 +111,18 @@ class Intake:
             reason = f"the body is not JSON that can be stored: {error}"
             raise BadRequest(reason) from error
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _body(self, call: Call) -> bytes:
+        request = call.request
         await _continue(request)
         limit = self.limits.body_bytes
         if (request.content_length or 0) > limit:
             raise TooLarge("bytes of body", limit)
-        body = bytearray()
+        body, digest = bytearray(), hashlib.blake2b(digest_size=32)
         try:
             async with asyncio.timeout(self._body_timeout_s):
                 async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
                     body += chunk
+                    digest.update(chunk)
                     if len(body) > limit:
                         raise TooLarge("bytes of body", limit)
         except TimeoutError as error:
@@ -127,6 +132,7 @@ class Intake:
             reason = "the body's transfer or content encoding is broken"
             raise BadRequest(reason) from error
         of_request().size_bytes = len(body)
+        call.body_digest = digest.hexdigest()
         return bytes(body)
 
 

@@ -111,6 +111,9 @@ class Metrics:
         self._shed = Counter(
             "engram_shed", "Questions to a node that found the queue full.", ("operation",), registry=self.registry
         )
+        self._replayed = Counter(
+            "engram_idempotent_replays", "Writes whose first outcome was told again.", registry=self.registry
+        )
         self._seal_refused = Counter(
             "engram_sealed_refused", "Encrypted memories that were not opened.", ("reason",), registry=self.registry
         )
@@ -210,6 +213,10 @@ class Metrics:
     def watch_audit(self, waiting: Callable[[], int]) -> None:
         """Asks at every scrape how many audit entries wait."""
         self._audit_waiting.set_function(waiting)
+
+    def count_replayed(self) -> None:
+        """Counts a request that was a repetition."""
+        self._replayed.inc()
 
     def count_audit_lost(self) -> None:
         """Counts an audit entry that was dropped."""

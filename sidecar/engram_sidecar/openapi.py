@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from engram_contract.names import CONFIG_HEADER
+from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER, REPLAYED_HEADER
 from engram_contract.policy import Limits
 from engram_sidecar.openapi_schemas import ID_PATTERN, Schema, ref, schemas, text, write_members
 from engram_sidecar.reports import DEFAULT_AUDIT_ENTRIES, MAX_AUDIT_ENTRIES
@@ -19,6 +19,16 @@ def _parameter(name: str, schema: Schema, *, where: str = "query", required: boo
     return {"name": name, "in": where, "required": required, "schema": schema}
 
 
+def _key() -> Schema:
+    pattern = r'^([!#-~][!-~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
+    described = (
+        "A string of RFC 9651, or bare: up to 255 characters. For 24 hours a write with this key happens once; the same"
+        " request is answered alike, another one with the same key is 422."
+    )
+    return {**_parameter(IDEMPOTENCY_HEADER, {"type": "string", "pattern": pattern}, where="header"),
+            "description": described}  # fmt: skip
+
+
 def _body(name: str, *, merge: bool = False) -> Schema:
     kinds = ("application/merge-patch+json", "application/json") if merge else ("application/json",)
     return {"required": True, "content": {kind: {"schema": ref(name)} for kind in kinds}}
@@ -33,8 +43,12 @@ def _operation(
         described: Schema = {"description": summary, "headers": dict(_CONFIG)}
         if schema is not None:
             described["content"] = {"application/json": {"schema": ref(schema)}}
-        if schema == "Memory":
+        if schema in {"Memory", "Stored"}:
             described["headers"]["ETag"] = {"schema": {"type": "string"}}
+        if schema in {"Stored", "BatchResults"} or status == 204:  # noqa: PLR2004  what a write is answered
+            described["headers"][REPLAYED_HEADER] = {
+                "description": "The write was done before, under the same key.", "schema": {"const": "true"}
+            }  # fmt: skip
         responses[str(status)] = described
     for status in (*problems, 403, 421, 500, 503, 504):
         empty: Schema = {"description": "Problem", "headers": dict(_CONFIG), "content": {}}
@@ -47,6 +61,7 @@ def openapi_document(limits: Limits) -> Schema:
     write = write_members(limits)
     tag = {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"[!#-~]*"$'}]}
     conditions = [_parameter("If-Match", tag, where="header"), _parameter("If-None-Match", tag, where="header")]
+    writing = [*conditions, _key()]
     by_id = [_parameter("id", {"type": "string", "pattern": ID_PATTERN}, where="path", required=True)]
     by_name = [
         _parameter("namespace", write["namespace"]),
@@ -70,16 +85,16 @@ def openapi_document(limits: Limits) -> Schema:
                 parameters=[*address, *conditions],
             ),
             "put": _operation(
-                f"put{suffix}", "Stores the memory whole.", {200: "Memory", 201: "Memory"}, (*write_problems, 404),
-                parameters=[*address, *conditions], requestBody=_body(body),
+                f"put{suffix}", "Stores the memory whole.", {200: "Stored", 201: "Stored"}, (*write_problems, 404),
+                parameters=[*address, *writing], requestBody=_body(body),
             ),
             "patch": _operation(
-                f"patch{suffix}", "Changes members.", {200: "Memory"}, (*write_problems, 404),
-                parameters=[*address, *conditions], requestBody=_body("MergePatch", merge=True),
+                f"patch{suffix}", "Changes members.", {200: "Stored"}, (*write_problems, 404),
+                parameters=[*address, *writing], requestBody=_body("MergePatch", merge=True),
             ),
             "delete": _operation(
-                f"delete{suffix}", "Removes the memory.", {204: None}, (400, 404, 409, 412, 422),
-                parameters=[*address, *conditions],
+                f"delete{suffix}", "Removes the memory.", {204: None}, (400, 404, 409, 412, 422, 507),
+                parameters=[*address, *writing],
             ),
         }  # fmt: skip
 
@@ -93,7 +108,8 @@ def openapi_document(limits: Limits) -> Schema:
         "paths": {
             "/v1/memories": {
                 "post": _operation(
-                    "create", "Stores a new memory.", {201: "Memory"}, write_problems, requestBody=_body("MemoryCreate")
+                    "create", "Stores a new memory.", {201: "Stored"}, write_problems, parameters=[_key()],
+                    requestBody=_body("MemoryCreate"),
                 ),
                 "get": _operation("list", "Memories, newest first.", {200: "Page"}, (400, 422), parameters=selection),
             },
@@ -108,7 +124,7 @@ def openapi_document(limits: Limits) -> Schema:
             "/v1/batch": {
                 "post": _operation(
                     "batch", "Several operations, together or not at all on each shard.", {200: "BatchResults"},
-                    (400, 408, 413, 415, 422), requestBody=_body("Batch"),
+                    (400, 408, 409, 413, 415, 422), parameters=[_key()], requestBody=_body("Batch"),
                 )
             },
             "/v1/shards": {

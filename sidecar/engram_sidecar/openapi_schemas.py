@@ -116,6 +116,21 @@ def schemas(limits: Limits) -> dict[str, Schema]:
     }
     return {
         "Memory": _memory(limits),
+        "Stored": {
+            "description": "The memory as it was stored; told again after it was changed, only which state it was.",
+            "anyOf": [ref("Memory"), ref("Replay")],
+        },
+        "Replay": {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string", "pattern": ID_PATTERN},
+                "shard": {"type": "string"},
+                "version": {"type": "integer", "minimum": 1},
+                "etag": {"type": "string"},
+            },
+            "required": ["id", "shard", "version", "etag"],
+            "additionalProperties": False,
+        },
         "MemoryWrite": {"type": "object", "properties": write, "additionalProperties": False},
         "MemoryCreate": {
             "type": "object",
@@ -165,7 +180,8 @@ def schemas(limits: Limits) -> dict[str, Schema]:
                         "type": "object",
                         "properties": {
                             "status": {"type": "integer"},
-                            "memory": ref("Memory"),
+                            "memory": ref("Stored"),
+                            "replayed": {"const": True, "description": "Done before, under the same key."},
                             "problem": ref("Problem"),
                         },
                         "required": ["status"],

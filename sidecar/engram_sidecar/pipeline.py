@@ -8,7 +8,8 @@ attempt
 3. caches   none yet: every read asks the store. They will stand between locate and ask, and a write will drop
 entries after ask
 4. choose   routing.py: the primary of the shard, or why there is none
-5. ask      writes.py, finding.py and store.py: one attempt; a shard that is full borrows room first (quotas.py)
+5. ask      writes.py, idempotency.py, finding.py and store.py: one attempt; a shard that is full borrows room first
+(quotas.py)
 A shard that does not own the slot (SlotMoved) is asked for its map; with a newer one the request starts over, at most
 MAP_ATTEMPTS times.
 
@@ -25,16 +26,27 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from engram_contract.placement import Traits, named_id, routing_key, slot_for_new, user_slot
+from engram_contract.placement import user_slot
 from engram_contract.policy import Limits
-from engram_contract.shardmap import NoActiveShard, Shard, ShardMap, Strategy
-from engram_contract.slots import MemoryId, uuid7
+from engram_contract.shardmap import Shard, ShardMap, Strategy
+from engram_contract.slots import MemoryId
 from engram_sidecar import routing
 from engram_sidecar.config import InForce
-from engram_sidecar.errors import Flaw, NotFound, ShardUnavailable, SidecarError, SlotMoved, Unprocessable
+from engram_sidecar.errors import (
+    Flaw,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    NotFound,
+    ShardUnavailable,
+    SidecarError,
+    SlotMoved,
+    Unprocessable,
+)
 from engram_sidecar.finding import Finder
+from engram_sidecar.idempotency import KEPT_S, Claim, Once, Write, pass_on
+from engram_sidecar.ids import HomeIds, Ids
 from engram_sidecar.quotas import Borrower
 from engram_sidecar.records import (
     Cursor,
@@ -47,11 +59,12 @@ from engram_sidecar.records import (
     Operation,
     Patch,
     Put,
+    Replay,
     Selection,
     ShardReport,
 )
 from engram_sidecar.sealing import Vault
-from engram_sidecar.store import Asks, Place
+from engram_sidecar.store import Asks, Collision, Place
 from engram_sidecar.writes import Outcome, Rules, Run, delete_memory, fetch_memories, opened, put_memory, write_group
 
 log = logging.getLogger(__name__)
@@ -70,11 +83,31 @@ class World:
     random_bytes: Callable[[int], bytes]
 
 
+class Repeats(Asks, Protocol):
+    """Asks places, and repeats what happens once."""
+
+    async def repeat(self, place: Place, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer of a write that happens once, however often it is run."""
+
+
+def _month(at_s: float) -> tuple[int, int]:
+    at = datetime.fromtimestamp(at_s, UTC)
+    return at.year, at.month
+
+
+def _unless_refused(outcomes: list[tuple[Outcome, str]]) -> list[tuple[Outcome, str]]:
+    """The outcomes of a batch. Raises the refusal of its idempotency key, if that is all there is."""
+    refusals = [each for each, _ in outcomes if isinstance(each, IdempotencyKeyInUse | IdempotencyKeyReused)]
+    if refusals and len(refusals) == len(outcomes):
+        raise refusals[0]
+    return outcomes
+
+
 class Pipeline:
     """Answers one tenant's requests."""
 
     def __init__(
-        self, store: Asks, in_force: InForce, vault: Vault, limits: Limits, world: World, timeout_s: float
+        self, store: Repeats, in_force: InForce, vault: Vault, limits: Limits, world: World, timeout_s: float
     ) -> None:
         self._store = store
         self._vault = vault
@@ -89,22 +122,19 @@ class Pipeline:
 
     def id_of(self, draft: Draft) -> MemoryId:
         """The id of a named memory. Raises ValueError for a draft without a key."""
-        shard_map = self._in_force.config.shard_map
-        if draft.name is None:
-            raise ValueError(draft)
-        return named_id(shard_map.strategy, shard_map.tenant, draft.name)
+        return Ids(self._in_force.config.shard_map, self._world.now_s(), self._world.random_bytes).id_of(draft)
 
-    def new_id(self, draft: Draft) -> MemoryId:
-        """A new id in the slot that the strategy says. Raises ShardUnavailable if no shard takes new memories."""
-        shard_map = self._in_force.config.shard_map
-        now_s = self._world.now_s()
-        traits = Traits(draft.user, draft.content, draft.type, datetime.fromtimestamp(now_s, UTC))
-        try:
-            slot = slot_for_new(shard_map, routing_key(shard_map.strategy, shard_map.tenant, traits))
-        except NoActiveShard as error:
-            names = ", ".join(shard.id for shard in shard_map.shards)
-            raise ShardUnavailable(names, "no shard is Active, so new memories have nowhere to go", 30) from error
-        return MemoryId(slot, uuid7(int(now_s * 1000), self._world.random_bytes(10)))
+    async def ids_for(self, once: Once | None) -> Ids:
+        """Makes the ids of a request. Raises ShardUnavailable, IdempotencyKeyInUse."""
+        shard_map, now_s = self._in_force.config.shard_map, self._world.now_s()
+        if once is None:
+            return Ids(shard_map, now_s, self._world.random_bytes)
+        first_s = now_s - KEPT_S  # when a request that this one repeats may have come
+        if shard_map.strategy is Strategy.TIME and _month(first_s) != _month(now_s):
+            earlier = HomeIds(shard_map, now_s, self._world.random_bytes, first_s)
+            if await self._was_done(self._claim(once), earlier.new_id(Draft()).slot):
+                return earlier
+        return HomeIds(shard_map, now_s, self._world.random_bytes, now_s)
 
     async def get(self, memory_id: MemoryId) -> Hit:
         """The live memory. Raises NotFound, KeyMissing, SealBroken."""
@@ -143,7 +173,7 @@ class Pipeline:
             place = routing.place_to_write(shard_map, patch.id.slot)
             [outcome] = await self._write_group(shard_map, place, [patch], rules)
             if not isinstance(outcome, Memory):
-                raise outcome or NotFound(str(patch.id))
+                raise outcome if isinstance(outcome, SidecarError) else NotFound(str(patch.id))
             return Hit(outcome, place.shard)
 
         return await self._with_map(attempt)
@@ -157,14 +187,34 @@ class Pipeline:
 
         await self._with_map(attempt)
 
+    async def write_once(self, write: Write, once: Once) -> tuple[Memory | Replay | None, str]:
+        """What the write came to, now or when it was done under its key, and the shard.
+
+        Raises what put, patch and delete raise, IdempotencyKeyInUse, IdempotencyKeyReused.
+        """
+        identity, rules, claim = self._in_force.identity, self._rules(), self._claim(once)
+        operation = write if identity is None else identity.signed(write, "")
+        if isinstance(operation, Put):
+            rules.check_identity(operation.id, operation.draft, "")
+
+        async def attempt(shard_map: ShardMap) -> tuple[Memory | Replay | None, str]:
+            place = routing.place_to_write(shard_map, operation.id.slot)
+            [outcome] = await self._write_group(shard_map, place, [operation], rules, claim)
+            if isinstance(outcome, SidecarError):
+                raise outcome
+            return outcome, place.shard
+
+        return await self._with_map(attempt)
+
     # Several memories
 
-    async def batch(self, operations: Sequence[Operation]) -> list[tuple[Outcome, str]]:
+    async def batch(self, operations: Sequence[Operation], once: Once | None = None) -> list[tuple[Outcome, str]]:
         """(outcome, shard) of each operation, in order. A shard that failed concerns its operations only.
 
         Raises Unprocessable, before anything is written, if a put cannot have its id.
         """
         operations, rules = self._signed(operations), self._rules()
+        claim = None if once is None else self._claim(once)
         self._check_identities(operations)
         outcomes: list[tuple[Outcome, str]] = [(None, "")] * len(operations)
         waiting = list(enumerate(operations))
@@ -173,7 +223,9 @@ class Pipeline:
             groups: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
             for number, operation in waiting:
                 groups[shard_map.shard_of(operation.id.slot).id].append((number, operation))
-            answers = await asyncio.gather(*(self._run_group(shard_map, group, rules) for group in groups.values()))
+            answers = await asyncio.gather(
+                *(self._run_group(shard_map, group, rules, claim) for group in groups.values())
+            )
             waiting = []
             for (shard, group), answer in zip(groups.items(), answers, strict=True):
                 told = await self._learn_for(shard_map, shard, len(group)) if isinstance(answer, SlotMoved) else answer
@@ -183,7 +235,7 @@ class Pipeline:
                 for (number, _op), outcome in zip(group, told, strict=True):
                     outcomes[number] = (outcome, shard)
             if not waiting:
-                return outcomes
+                return _unless_refused(outcomes)
         for number, operation in waiting:
             shard = self._in_force.config.shard_map.shard_of(operation.id.slot).id
             outcomes[number] = (ShardUnavailable(shard, "the slot is moving"), shard)
@@ -209,7 +261,7 @@ class Pipeline:
                 self._check_identity(operation.id, operation.draft, f"/operations/{number}/memory")
 
     async def _run_group(
-        self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]], rules: Rules
+        self, shard_map: ShardMap, group: Sequence[tuple[int, Operation]], rules: Rules, claim: Claim | None
     ) -> "Sequence[Outcome] | SlotMoved":
         operations = [operation for _, operation in group]
         slot = operations[0].id.slot
@@ -221,17 +273,45 @@ class Pipeline:
                 memories = await fetch_memories(self._reader(place), place, gets)
                 return [await opened(rules.sealer, get, memory) for get, memory in zip(gets, memories, strict=True)]
             place = routing.place_to_write(shard_map, slot)
-            return await self._write_group(shard_map, place, operations, rules)
+            return await self._write_group(shard_map, place, operations, rules, claim)
         except SlotMoved as moved:
             return moved
         except SidecarError as failure:
             return [failure] * len(operations)
 
     async def _write_group(
-        self, shard_map: ShardMap, place: Place, operations: Sequence[Operation], rules: Rules
+        self,
+        shard_map: ShardMap,
+        place: Place,
+        operations: Sequence[Operation],
+        rules: Rules,
+        claim: Claim | None = None,
     ) -> list[Outcome]:
-        write = partial(write_group, self._store, place, operations, rules, self._timeout_s)
+        write = partial(write_group, self._store, place, operations, rules, self._timeout_s, claim)
+        if claim is not None:
+            write = partial(self._store.repeat, place, write)
         return await self._borrower.with_room(shard_map, place, operations, write)
+
+    async def _was_done(self, claim: Claim, slot: int) -> bool:
+        """Whether something was done under the key in this slot; if not, nothing will be."""
+
+        async def attempt(shard_map: ShardMap) -> bool:
+            place = routing.place_to_write(shard_map, slot)
+
+            async def look() -> bool:
+                try:
+                    async with self._store.transaction(place, self._timeout_s) as transaction:
+                        return await pass_on(transaction, claim, slot)
+                except Collision as collision:
+                    raise IdempotencyKeyInUse from collision
+
+            return await self._borrower.with_room(shard_map, place, (), partial(self._store.repeat, place, look))
+
+        return await self._with_map(attempt)
+
+    def _claim(self, once: Once) -> Claim:
+        identity = self._in_force.identity
+        return self._vault.sealer.claim(once, "" if identity is None else identity.agent)
 
     async def list_newest(self, selection: Selection, limit: int, after: Cursor | None) -> Found:
         """The newest memories of a selection, below the cursor."""

@@ -10,6 +10,8 @@ from engram_sidecar.errors import (
     BreakerOpen,
     DeadlineExceeded,
     FailedDependency,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
     KeyMissing,
     NodeRefused,
     NotFound,
@@ -31,9 +33,11 @@ _TABLE: Final[tuple[tuple[type[SidecarError], int, str, str], ...]] = (
     (AgentNotAllowed, 403, "agent-not-allowed", "The tenant does not allow this agent"),
     (NotFound, 404, "not-found", "No such memory"),
     (ShardReadOnly, 409, "shard-read-only", "The memory's shard takes no changes"),
+    (IdempotencyKeyInUse, 409, "idempotency-key-in-use", "A request with this idempotency key is under way"),
     (PreconditionFailed, 412, "precondition-failed", "The memory is not in the expected state"),
     (TooLarge, 413, "too-large", "The request is too large"),
     (Unprocessable, 422, "unprocessable", "Members of the request are wrong"),
+    (IdempotencyKeyReused, 422, "idempotency-key-reused", "The idempotency key is another request's"),
     (FailedDependency, 424, "failed-dependency", "Another operation on the same shard failed"),
     (SealBroken, 500, "seal-broken", "The stored memory is not what was sealed for it"),
     (KeyMissing, 503, "key-missing", "The tenant's keyring lacks a key"),
@@ -46,6 +50,7 @@ _TABLE: Final[tuple[tuple[type[SidecarError], int, str, str], ...]] = (
     (ShardUnavailable, 503, "shard-unavailable", "The memory's shard does not answer"),
 )
 _KEYS_RETRY_S: Final = 5  # within that a sidecar has read a keyring that was mended
+_IN_USE_RETRY_S: Final = 1  # a write takes milliseconds; what takes longer waits for a node
 _INTERNAL: Final = (500, "internal", "Engram failed")
 
 
@@ -71,6 +76,7 @@ def to_problem(error: BaseException) -> Problem:
         return problem(*_INTERNAL, "see the sidecar's log")
     status, name, title = known
     found = problem(status, name, title, str(error) or title)
+    found.headers.update(_headers(error))
     match error:
         case Unprocessable():
             found.document["errors"] = [
@@ -87,12 +93,21 @@ def to_problem(error: BaseException) -> Problem:
             found.document["reason"] = error.reason
         case KeyMissing():
             found.document["key_version"] = error.version
-            found.headers["Retry-After"] = str(_KEYS_RETRY_S)
-        case ShardUnavailable():
-            found.document["shard"] = error.shard
-            found.headers["Retry-After"] = str(error.retry_after_s)
-        case ShardReadOnly():
+        case ShardUnavailable() | ShardReadOnly():
             found.document["shard"] = error.shard
         case _:
             pass
     return found
+
+
+def _headers(error: BaseException) -> dict[str, str]:
+    """When it is worth trying again, where that is known."""
+    match error:
+        case ShardUnavailable():
+            return {"Retry-After": str(error.retry_after_s)}
+        case KeyMissing():
+            return {"Retry-After": str(_KEYS_RETRY_S)}
+        case IdempotencyKeyInUse():
+            return {"Retry-After": str(_IN_USE_RETRY_S)}
+        case _:
+            return {}

@@ -96,6 +96,14 @@ WHERE m.tenant = current_user::text
 ORDER BY m.slot, m.id
 FOR UPDATE OF m;
 
+-- name: claim_key
+-- The turn of an idempotency key, and what was done under it in these slots; a row of nulls if somebody else has the turn.
+SELECT c.slot, c.asked, c.outcomes::text AS outcomes FROM engram.claim_key($1, $2) c;
+
+-- name: keep_outcomes
+-- Keeps what was done under a key: the digest of the request, slots, and the JSON of what the writes to each came to (null: nothing).
+SELECT engram.keep_outcomes($1, $2, $3, $4);
+
 -- name: list_memories
 -- The newest memories of a selection, below a cursor.
 SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,

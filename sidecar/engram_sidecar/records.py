@@ -135,6 +135,19 @@ Operation = Get | Put | Patch | Delete
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """What a write came to when it was done, told again to who repeated it with its idempotency key.
+
+    `etag` is that of the memory that it left, None if it removed one; `memory` is there if it is still in that state.
+    """
+
+    status: int
+    id: MemoryId
+    etag: ETag | None = None
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which memories a list or a search looks at. `namespace` is a prefix of whole parts; () is every namespace."""
 

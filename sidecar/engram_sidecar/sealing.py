@@ -14,10 +14,12 @@ from dataclasses import replace
 from typing import Final
 
 from engram_contract.credentials import Keyring
+from engram_contract.names import length_prefixed
 from engram_contract.slots import MemoryId
 from engram_sidecar.config import Config
 from engram_sidecar.envelope import NONCE_BYTES, Bound, Keys
 from engram_sidecar.errors import KeyMissing, SealBroken
+from engram_sidecar.idempotency import Claim, Once, digest
 from engram_sidecar.indexing import Indexer
 from engram_sidecar.judging import Tokens
 from engram_sidecar.records import Draft, Memory
@@ -46,11 +48,21 @@ class Sealer:
         self._keys = Keys(keyring)
         index = b"" if keyring is None else base64.b64decode(keyring.index)
         self.tokens = Tokens(hashlib.blake2b(tenant.encode(), key=index, person=b"engram-filters").digest())
+        self._index = index
         self.indexer = Indexer(tenant, index, self.tokens if encrypts else None)
         self._tenant = tenant
         self._random_bytes = random_bytes
         self._on_refused = on_refused
         self._unpaused_bytes = 0
+
+    def claim(self, once: Once, agent: str) -> Claim:
+        """What stands for an agent's key and its request in a shard.
+
+        Who has not the tenant's index key cannot try out a dictionary.
+        """
+        owner = length_prefixed(self._tenant, agent)
+        asked = length_prefixed(*once.request)
+        return Claim(digest(self._index, owner, once.key.encode()), digest(self._index, owner, asked))
 
     @property
     def key_version(self) -> int:

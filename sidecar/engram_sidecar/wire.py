@@ -19,7 +19,7 @@ from engram_contract.slots import BadMemoryId, MemoryId
 from engram_sidecar import jsontext
 from engram_sidecar.errors import BadRequest, Flaw, Unprocessable, pointer
 from engram_sidecar.filters import parse_filter
-from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Selection, ShardReport
+from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Replay, Selection, ShardReport
 
 MAX_TTL_S: Final = 3_155_760_000.0  # 100 years: beyond it the date of expiry would leave every client's calendar
 MAX_FLAWS: Final = 20  # enough to mend a body; a hostile one has a hundred thousand
@@ -315,6 +315,14 @@ def memory_document(memory: Memory, shard: str) -> dict[str, object]:
         "version": memory.version,
         "etag": str(memory.etag),
     }
+
+
+def replay_document(replay: Replay, shard: str) -> dict[str, object]:
+    """What a write came to, told again: the memory as it was then, or which state of it that was if it is gone."""
+    if replay.memory is not None:
+        return memory_document(replay.memory, shard)
+    version = None if replay.etag is None else replay.etag.version
+    return {"id": str(replay.id), "shard": shard, "version": version, "etag": str(replay.etag)}
 
 
 def _hit_document(hit: Hit) -> dict[str, object]:

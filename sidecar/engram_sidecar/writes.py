@@ -6,6 +6,7 @@ writing.
 2. A write that changed nothing is explained by a second look: the slot is not ours, the memory is not there, or a
 tag was wrong.
 3. A group leaves either all its writes or none; its reads see the state before it.
+4. A group with a claim does what was not done yet under its key, and tells the rest again (idempotency.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,16 +26,17 @@ from engram_sidecar.errors import (
     SidecarError,
     SlotMoved,
 )
+from engram_sidecar.idempotency import Claim, claim_key, keep_outcomes
 from engram_sidecar.indexing import Indexed
-from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put
+from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put, Replay
 from engram_sidecar.sealing import Sealer
 from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction, to_memory
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3
 
-# What an operation came to: the memory read or stored, None for one that was removed, or why not.
-Outcome = Memory | None | SidecarError
+# What an operation came to: the memory read or stored, None for one that was removed, that told again, or why not.
+Outcome = Memory | None | Replay | SidecarError
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +197,17 @@ async def write_group(
     operations: Sequence[Operation],
     rules: Rules,
     timeout_s: float,
+    claim: Claim | None = None,
 ) -> list[Outcome]:
     """What each operation came to, in order.
 
-    After a failed one nothing of the group was written, and the other writes say so. Raises SlotMoved and the store's
-    failures, which concern the whole group.
+    After a failed one nothing of the group was written, and the other writes say so. Raises SlotMoved, the claim's
+    refusals and the store's failures, which concern the whole group.
     """
     drafts = {number: op.draft for number, op in enumerate(operations) if isinstance(op, Put)}
     indexed = dict(zip(drafts, await rules.sealer.indexer.index_all(list(drafts.values())), strict=True))
     for attempt in range(COLLISION_ATTEMPTS):
-        group = _Group(place, operations, indexed, rules)
+        group = _Group(place, operations, indexed, rules, claim)
         try:
             async with store.transaction(place, timeout_s) as transaction:
                 await group.run(transaction)
@@ -231,8 +234,10 @@ class _Group:
         operations: Sequence[Operation],
         indexed: dict[int, Indexed],
         rules: Rules,
+        claim: Claim | None,
     ) -> None:
         self._place = place
+        self._claim = claim
         self._operations = operations
         self._indexed = indexed
         self._rules = rules
@@ -240,7 +245,9 @@ class _Group:
 
     async def run(self, transaction: Transaction) -> None:
         """Fills the outcomes; raises _Undone if a write failed."""
-        writes = [(n, op) for n, op in enumerate(self._operations) if not isinstance(op, Get)]
+        asked = [(n, op) for n, op in enumerate(self._operations) if not isinstance(op, Get)]
+        done = set() if self._claim is None or not asked else await self._recall(transaction, self._claim, asked)
+        writes = [(n, op) for n, op in asked if n not in done]
         if writes:
             ids = [op.id for _, op in writes]
             await transaction.run("lock_memories", [i.slot for i in ids], [i.uuid for i in ids])
@@ -251,13 +258,31 @@ class _Group:
             else:
                 for number, operation in run:
                     await self._write(transaction, number, operation)
+        if self._claim is not None and writes:
+            await keep_outcomes(transaction, self._claim, writes, self.outcomes)
 
     def undone(self) -> list[Outcome]:
         """The outcomes when nothing was written: failures and reads stay, what had been done did not happen."""
         return [
-            outcome if isinstance(outcome, SidecarError) or isinstance(operation, Get) else FailedDependency()
+            outcome if isinstance(outcome, SidecarError | Replay) or isinstance(operation, Get) else FailedDependency()
             for operation, outcome in zip(self._operations, self.outcomes, strict=True)
         ]
+
+    async def _recall(
+        self, transaction: Transaction, claim: Claim, asked: Sequence[tuple[int, Put | Patch | Delete]]
+    ) -> set[int]:
+        """The numbers of the writes that were done, whose outcomes stand."""
+        found = await claim_key(transaction, claim, asked)
+        left = {n: each for n, each in found.items() if isinstance(each, Replay) and each.etag is not None}
+        gets = [Get(each.id) for each in left.values()]
+        memories = await fetch_memories(transaction.run, self._place, gets) if gets else []
+        for (number, replay), get, memory in zip(left.items(), gets, memories, strict=True):
+            if memory is not None and memory.etag == replay.etag:
+                shown = await opened(self._rules.sealer, get, memory)
+                found[number] = replace(replay, memory=shown) if isinstance(shown, Memory) else replay
+        for number, outcome in found.items():
+            self.outcomes[number] = outcome
+        return set(found)
 
     async def _read(self, transaction: Transaction) -> None:
         gets = [(n, op) for n, op in enumerate(self._operations) if isinstance(op, Get)]

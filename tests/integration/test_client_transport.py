@@ -26,6 +26,8 @@ from engram import (
     NotReachable,
     Operation,
     OutcomeUnknown,
+    Refused,
+    Superseded,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -222,6 +224,46 @@ async def test_a_write_whose_answer_is_lost_is_sent_once_and_its_outcome_unknown
         with pytest.raises(OutcomeUnknown, match="the connection broke before the answer"):
             await write(memories)
     assert methods == (["GET", method] if kept else [method])
+
+
+async def test_a_write_with_a_key_whose_answer_is_lost_is_sent_again_once_with_it() -> None:
+    whole = b"HTTP/1.1 204 No Content\r\nIdempotency-Replayed: true\r\n\r\n"
+    async with breaking([b"", whole]) as (url, methods), AsyncEngram(url) as memories:
+        assert await memories.delete(ID, idempotency_key="k")
+    assert methods == ["DELETE"] * 2
+    async with breaking([]) as (url, methods), AsyncEngram(url) as memories:
+        with pytest.raises(OutcomeUnknown):
+            await memories.delete(ID, idempotency_key="k")
+    assert methods == ["DELETE"] * 2
+
+
+async def test_a_write_that_was_done_before_and_undone_since_is_superseded() -> None:
+    told = {"id": ID, "shard": "s0", "version": 1, "etag": '"1-1f"'}
+    async with listening(respond(201, told)) as peer, AsyncEngram(peer.url) as memories:
+        with pytest.raises(Superseded) as caught:
+            await memories.create(content="tea", idempotency_key='a "key" \\')
+        assert (caught.value.id, caught.value.etag, caught.value.status) == (ID, '"1-1f"', 201)
+        assert peer.seen[0][2]["Idempotency-Key"] == r'"a \"key\" \\"'
+    batch = {"results": [{"status": 201, "replayed": True, "memory": told}]}
+    async with listening(respond(200, batch)) as peer, AsyncEngram(peer.url) as memories:
+        [outcome] = await memories.batch([Operation.delete(ID)], idempotency_key="k")
+        assert (outcome.ok, outcome.memory, type(outcome.error)) == (True, None, Superseded)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "ü", "a\n"])
+async def test_a_key_that_no_header_can_carry_is_not_sent(key: str) -> None:
+    async with listening(respond(204, None)) as peer, AsyncEngram(peer.url) as memories:
+        with pytest.raises(Refused, match="not sent: an idempotency key is"):
+            await memories.delete(ID, idempotency_key=key)
+    assert not peer.seen
+
+
+async def test_a_key_whose_first_request_is_under_way_is_worth_another_try() -> None:
+    answer = respond(409, {"detail": "under way"}, **{"Retry-After": "1"})
+    async with listening(answer) as peer, AsyncEngram(peer.url) as memories:
+        with pytest.raises(Unavailable) as caught:
+            await memories.delete(ID, idempotency_key="k")
+    assert caught.value.retry_after_s == 1
 
 
 async def test_a_read_whose_answer_is_lost_is_asked_again_once() -> None:

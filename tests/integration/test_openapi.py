@@ -12,12 +12,14 @@ from tests.harness import Http, SidecarThread
 EXAMPLES = 60  # of each operation, beside the cases that its schema names
 
 REFUSED = ["400", "404", "412", "413", "415", "422"]
-# 404 and 412 answer well-formed requests. What a schema cannot say: an id, a user and a name have to belong together
-# (422), a cursor has to come from a page and an integer within any value has to fit 64 bits (400).
+# 404 and 412 answer well-formed requests. What a schema cannot say: an id, a user and a name have to belong together,
+# and an idempotency key to one request (422); a cursor has to come from a page and an integer within any value has to
+# fit 64 bits (400).
 TAKEN = ["2xx", "3xx", "404", "412"]
 MORE = {
-    **dict.fromkeys(("list", "create", "putItem", "search", "audit"), ("400",)),
-    **dict.fromkeys(("put", "patch", "patchItem", "batch"), ("400", "422")),
+    **dict.fromkeys(("list", "search", "audit"), ("400",)),
+    **dict.fromkeys(("create", "putItem", "put", "patch", "patchItem", "batch"), ("400", "422")),
+    **dict.fromkeys(("delete", "deleteItem"), ("422",)),
 }
 schema = schemathesis.openapi.from_dict(
     openapi_document(Limits()),

@@ -519,6 +519,9 @@ async def test_an_erased_tenant_leaves_nothing_and_its_neighbours_alone(
             for _ in range(3):
                 await insert(connection, each, 0)
             await connection.execute('SELECT engram.record_audit(\'[{"at": "2026-01-01T00:00:00Z"}]\')')
+            await connection.execute(
+                "SELECT engram.keep_outcomes(gen_random_uuid(), gen_random_uuid(), ARRAY[5], ARRAY['[[204]]'])"
+            )
             await connection.execute("SELECT engram.report_sidecar('pod', 'uid', 'agent', 1, 1, 1, 1)")
     for again in range(2):
         assert await tenancy.erase_tenant(servers[0].admin, tenant.database, tenant.role) == (0 if again else 3)

@@ -63,7 +63,8 @@ async def pipeline_of(tenant: Tenant) -> AsyncIterator[tuple[Pipeline, CountingS
 async def put(pipeline: Pipeline, draft: Draft, conditions: Conditions = NEW, of: Hit | None = None) -> Hit:
     """A request of its own that stores a memory: a new one, or `of` anew."""
     begin_request()
-    return await pipeline.put(Put(of.memory.id if of else pipeline.new_id(draft), draft, conditions))
+    memory_id = of.memory.id if of else (await pipeline.ids_for(None)).new_id(draft)
+    return await pipeline.put(Put(memory_id, draft, conditions))
 
 
 async def get(pipeline: Pipeline, hit: Hit) -> Hit:

@@ -125,7 +125,9 @@ def nodes(source: Source) -> tuple[ast.AST, ...]:
     return tuple(ast.walk(source.tree))
 
 
-IN_IMAGES = {"psycopg2"}  # what tests/e2e/writer.py finds in the Postgres image, where it runs; locks/ declare it
+# What tests/e2e/writer.py finds in the Postgres image and bench/peer_langgraph.py in the peers' environment, where they
+# run; locks/ declare it.
+ELSEWHERE = {"psycopg2", "langgraph"}
 
 
 @cache
@@ -276,7 +278,7 @@ def shadowing(root: Path) -> list[str]:
 def undeclared(root: Path, declared: set[str]) -> Iterator[str]:
     """Imports of distributions that pyproject.toml does not name: they come along today and may not tomorrow."""
     homes = packages_distributions()
-    own = {*PACKAGES, *(path.stem for path in root.glob("bench/*.py")), "examples", "tests", *IN_IMAGES}
+    own = {*PACKAGES, *(path.stem for path in root.glob("bench/*.py")), "examples", "tests", *ELSEWHERE}
     files = [
         path for folder in (*ROOMS, "bench", "examples", "tests") for path in sorted((root / folder).rglob("*.py"))
     ]

@@ -16,6 +16,7 @@ from engram_sidecar.breaker import State
 from engram_sidecar.errors import (
     BreakerOpen,
     DeadlineExceeded,
+    IdempotencyKeyInUse,
     NodeRefused,
     OutcomeUnknown,
     QuotaExceeded,
@@ -92,6 +93,10 @@ class Stage:
         begin_request()
         async with self.guard.transaction(PLACE, 5.0):
             pass
+
+    async def transact_once(self) -> object:
+        async with self.guard.transaction(PLACE, 5.0) as done:
+            return done
 
     def state(self, kind: Kind, place: Place = PLACE) -> State:
         shown = {(each.node, each.kind): each.view.state for each in self.gate.breakers()}
@@ -298,6 +303,42 @@ async def test_what_the_repetition_cannot_do_leaves_the_outcome_unknown(second: 
     """No row the second time: the tag is another one, because the first attempt was done, or somebody else's was."""
     stage = Stage(Node0(LOST, second), Resilience(failover_seconds=0))
     assert await failure_of(stage.write("put_memory", *put_of(Conditions(if_match=(TAG,))))) is LOST
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (LOST, "done", "done"),
+        (LOST, GONE, LOST),  # nobody was asked: what the first attempt came to is as unknown as before
+        (LOST, NodeRefused("s0", "no session"), LOST),
+        (LOST, (refused := QuotaExceeded("s0", "bytes", 1)), refused),  # the key's turn was had: the first was not done
+        (LOST, (busy := IdempotencyKeyInUse()), busy),
+        (GONE, "done", GONE),
+    ],
+    ids=str,
+)
+async def test_a_write_that_happens_once_is_repeated_where_its_outcome_is_unknown(
+    first: Any,  # noqa: ANN401
+    second: Any,  # noqa: ANN401
+    outcome: object,
+) -> None:
+    stage = Stage(Node0(first, second), Resilience(failover_seconds=0))
+    begin_request()
+    call = stage.guard.repeat(PLACE, stage.transact_once)
+    assert (await call if outcome == "done" else await failure_of(call)) is outcome
+    assert stage.retries == ([Kind.STORE] if first is LOST else [])
+
+
+async def test_writes_that_happen_once_are_repeated_within_the_budget() -> None:
+    stage, requests = Stage(Node0(LOST), Resilience(store_failures=100)), 200
+    for _ in range(requests):
+        begin_request()
+        assert await failure_of(stage.guard.repeat(PLACE, stage.transact_once)) is LOST
+        stage.gate.forget(())
+    assert requests < stage.node.asked <= 1.3 * requests
+    off = Stage(Node0(LOST), PLAIN)
+    assert await failure_of(off.guard.repeat(PLACE, off.transact_once)) is LOST
+    assert off.node.asked == 1
 
 
 ABSENT, TAGGED, PRESENT, NEITHER = (

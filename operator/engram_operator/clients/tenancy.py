@@ -75,6 +75,8 @@ async def _read_tenant(connection: Connection, role: str, audit_retention_s: int
     is_sweep_due = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM engram.memories m WHERE tenant = $1 AND expires <= now()"
         "  AND engram.is_owned(m.tenant, m.slot))"
+        " OR EXISTS (SELECT FROM engram.idempotency i WHERE tenant = $1 AND expires <= now()"
+        "  AND engram.is_owned(i.tenant, i.slot))"
         " OR $2 > 0 AND (SELECT recorded FROM engram.audit WHERE tenant = $1 ORDER BY number LIMIT 1)"
         "  < now() - $2 * interval '1 second'"
         " OR EXISTS (SELECT FROM engram.usage WHERE tenant = $1 GROUP BY type"
@@ -171,7 +173,8 @@ async def sweep(
 ) -> int:
     """The number of expired memories whose space was freed.
 
-    Old entries of the audit trail go too (0 s: never), and sessions of the tenant in an endless transaction.
+    Expired idempotency keys go too, old entries of the audit trail (0 s: never), and sessions of the tenant in an
+    endless transaction.
     """
     async with connection_to(admin, database) as connection:
         await connection.execute(f"SELECT pg_terminate_backend(pid) {_TOO_LONG}", role, transaction_s)
@@ -179,8 +182,9 @@ async def sweep(
     for _ in range(SWEEPS):
         async with owning(admin, database) as connection:
             found = await connection.fetchval("SELECT engram.sweep_expired($1, $2)", role, SWEEP_ROWS)
+            keys = await connection.fetchval("SELECT engram.sweep_keys($1, $2)", role, SWEEP_ROWS)
         swept += int(found)
-        if found < SWEEP_ROWS:
+        if max(found, keys) < SWEEP_ROWS:
             break
     async with owning(admin, database) as connection:
         await connection.execute("SELECT engram.tidy_usage($1)", role)
@@ -243,15 +247,16 @@ async def _erase_rows(admin: Admin, database: str, role: str) -> None:
         epoch = await connection.fetchval("SELECT max(epoch) FROM engram.ownership WHERE tenant = $1", role)
         await connection.execute("DELETE FROM engram.ownership WHERE tenant = $1", role)
         await connection.execute("INSERT INTO engram.ownership VALUES ($1, 0, $2, $3)", role, SLOTS - 1, epoch or 1)
-    done = ""
-    while done != "DELETE 0":
-        async with owning(admin, database) as connection:
-            done = await connection.execute(
-                "DELETE FROM engram.memories WHERE tenant = $1 AND (slot, id) IN"
-                " (SELECT slot, id FROM engram.memories WHERE tenant = $1 LIMIT $2)",
-                role,
-                ERASE_ROWS,
-            )
+    for table, name in (("memories", "id"), ("idempotency", "key")):
+        done = ""
+        while done != "DELETE 0":
+            async with owning(admin, database) as connection:
+                done = await connection.execute(
+                    f"DELETE FROM engram.{table} WHERE tenant = $1 AND (slot, {name}) IN"  # noqa: S608  names of ours
+                    f" (SELECT slot, {name} FROM engram.{table} WHERE tenant = $1 LIMIT $2)",
+                    role,
+                    ERASE_ROWS,
+                )
     async with owning(admin, database) as connection:
         for table in ("audit", "sidecars", "usage", "loans", "quota", "ownership", "shard_map"):
             await connection.execute(f"DELETE FROM engram.{table} WHERE tenant = $1", role)  # noqa: S608  names of ours

@@ -1,7 +1,7 @@
--- What a tenant uses and may use, which sidecars serve it, and what was done: quota, usage, sidecars, audit.
+-- What a tenant uses and may use, which sidecars serve it, and what was done: quota, usage, sidecars, audit, idempotency.
 --
--- None of these tables moves with slots: usage is of the rows that lie here, a quota's part belongs to the shard, and the audit
--- trail stays where it was written. Tenants reach them through the functions below alone, each for the calling login.
+-- Of these tables only `idempotency` moves with slots: usage is of the rows that lie here, a quota's part belongs to the shard, and
+-- the audit trail stays where it was written. Tenants reach them through the functions below alone, each for the calling login.
 
 SET LOCAL client_min_messages = warning;
 GRANT SELECT ON engram.identity TO engram_owner;
@@ -93,6 +93,25 @@ CREATE TABLE engram.audit (
 );
 CREATE INDEX audit_newest ON engram.audit (tenant, at DESC, number DESC);
 
+-- What the writes to one slot came to that a caller gave an idempotency key, kept beside what they wrote, in its transaction. `key` and
+-- `asked` are digests of the key and of the request; `outcomes` has no text of the caller's: of each write to the slot, in order, the
+-- status and, if it left a memory, its id, version and creation in us. Null: nothing was done here, nor will it be.
+CREATE TABLE engram.idempotency (
+    tenant text COLLATE "C" NOT NULL,
+    slot int NOT NULL CHECK (slot BETWEEN 0 AND 16383),
+    key uuid NOT NULL,
+    asked uuid NOT NULL,
+    outcomes jsonb,
+    expires timestamptz NOT NULL,
+    -- As usage counts it, beside the types of memories, which begin with a letter. A row and its index entries take about 272 bytes beside the outcomes.
+    type text COLLATE "C" NOT NULL GENERATED ALWAYS AS ('_idempotency') STORED,
+    size_bytes bigint NOT NULL GENERATED ALWAYS AS (272 + coalesce(octet_length(outcomes::text), 0)) STORED,
+    PRIMARY KEY (tenant, slot, key)
+);
+CREATE INDEX idempotency_expiring ON engram.idempotency (tenant, expires);
+ALTER TABLE engram.idempotency ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON engram.idempotency USING (tenant = current_user::text) WITH CHECK (tenant = current_user::text);
+
 INSERT INTO engram.usage (tenant, type, part, memories, bytes)
 SELECT m.tenant, m.type, 0, count(*), sum(m.size_bytes) FROM engram.memories m GROUP BY m.tenant, m.type;
 
@@ -134,6 +153,21 @@ CREATE FUNCTION engram.sweep_expired(tenant text, max_rows int) RETURNS bigint
         SELECT count(*) FROM swept;
     END;
 
+-- Frees up to `max_rows` expired idempotency keys of a tenant and answers how many; those that somebody holds are left.
+CREATE FUNCTION engram.sweep_keys(tenant text, max_rows int) RETURNS bigint
+    LANGUAGE sql VOLATILE STRICT
+    BEGIN ATOMIC
+        WITH dead AS (
+            SELECT i.slot, i.key FROM engram.idempotency i
+            WHERE i.tenant = sweep_keys.tenant AND i.expires <= now() AND engram.is_owned(i.tenant, i.slot)
+            ORDER BY i.expires LIMIT sweep_keys.max_rows FOR UPDATE SKIP LOCKED
+        ), swept AS (
+            DELETE FROM engram.idempotency i USING dead
+            WHERE i.tenant = sweep_keys.tenant AND i.slot = dead.slot AND i.key = dead.key RETURNING 1
+        )
+        SELECT count(*) FROM swept;
+    END;
+
 -- Takes the tenant's turn, to the end of the transaction, and tells what may be added then; nulls without a quota. Only the
 -- statement *after* the one that waited counts, with a snapshot taken after the turn was had. If so much is not there, what is set
 -- aside is called back: first where nobody holds the row, last by waiting for who does.
@@ -158,7 +192,7 @@ BEGIN
                     FOR UPDATE SKIP LOCKED) idle
                 WHERE u.tenant = make_room.tenant AND u.type = idle.type AND u.part = idle.part;
             WHEN 2 THEN
-                PERFORM engram.sweep_expired(make_room.tenant, 1000);
+                PERFORM engram.sweep_expired(make_room.tenant, 1000), engram.sweep_keys(make_room.tenant, 1000);
             WHEN 3 THEN
                 UPDATE engram.usage u SET free_memories = 0, free_bytes = 0
                 WHERE u.tenant = make_room.tenant AND (u.free_memories > 0 OR u.free_bytes > 0);
@@ -294,20 +328,21 @@ DECLARE
     changes engram.change[];
     change engram.change;
     moved int;
+    weight int := (TG_TABLE_NAME = 'memories')::int;  -- what else moves takes room, and is no memory
 BEGIN
     IF TG_OP = 'INSERT' THEN
         changes := ARRAY(
-            SELECT ROW(n.tenant, n.type, array_agg(n.slot), count(*), sum(n.size_bytes))::engram.change
+            SELECT ROW(n.tenant, n.type, array_agg(n.slot), weight * count(*), sum(n.size_bytes))::engram.change
             FROM made n GROUP BY n.tenant, n.type);
     ELSIF TG_OP = 'DELETE' THEN
         changes := ARRAY(
-            SELECT ROW(o.tenant, o.type, array_agg(o.slot), -count(*), -sum(o.size_bytes))::engram.change
+            SELECT ROW(o.tenant, o.type, array_agg(o.slot), -weight * count(*), -sum(o.size_bytes))::engram.change
             FROM gone o GROUP BY o.tenant, o.type);
     ELSE
         changes := ARRAY(
             SELECT ROW(c.tenant, c.type, array_agg(c.slot), sum(c.memories), sum(c.bytes))::engram.change FROM (
-                SELECT n.tenant, n.type, n.slot, 1 AS memories, n.size_bytes AS bytes FROM made n
-                UNION ALL SELECT o.tenant, o.type, o.slot, -1, -o.size_bytes FROM gone o) c
+                SELECT n.tenant, n.type, n.slot, weight AS memories, n.size_bytes AS bytes FROM made n
+                UNION ALL SELECT o.tenant, o.type, o.slot, -weight, -o.size_bytes FROM gone o) c
             GROUP BY c.tenant, c.type);
     END IF;
     IF cardinality(changes) = 0 THEN
@@ -352,6 +387,57 @@ CREATE TRIGGER changed AFTER UPDATE ON engram.memories
     REFERENCING OLD TABLE AS gone NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION engram.check_write();
 CREATE TRIGGER gone AFTER DELETE ON engram.memories
     REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION engram.check_write();
+
+CREATE TRIGGER made AFTER INSERT ON engram.idempotency
+    REFERENCING NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION engram.check_write();
+CREATE TRIGGER changed AFTER UPDATE ON engram.idempotency
+    REFERENCING OLD TABLE AS gone NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION engram.check_write();
+CREATE TRIGGER gone AFTER DELETE ON engram.idempotency
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION engram.check_write();
+
+-- The turn of who asks under an idempotency key, to the end of its transaction, and what was done under the key in these slots. A row
+-- of nulls: somebody else has the turn, for longer than a write takes. Only the statement *after* the one that waits looks, with a
+-- snapshot taken after the turn was had.
+CREATE FUNCTION engram.claim_key(key uuid, slots int[]) RETURNS TABLE (slot int, asked uuid, outcomes jsonb)
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
+#variable_conflict use_column
+DECLARE
+    moved int;
+BEGIN
+    BEGIN
+        PERFORM pg_advisory_xact_lock(hashtextextended(session_user || '|' || claim_key.key, 7714));
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN QUERY SELECT NULL::int, NULL::uuid, NULL::jsonb;
+        RETURN;
+    END;
+    SELECT s.slot INTO moved FROM unnest(slots) s (slot) WHERE NOT engram.is_owned(session_user::text, s.slot) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'slot % is not owned by this shard', moved USING ERRCODE = 'EG001';
+    END IF;
+    RETURN QUERY SELECT i.slot, i.asked, i.outcomes FROM engram.idempotency i
+    WHERE i.tenant = session_user::text AND i.slot = ANY (slots) AND i.key = claim_key.key AND i.expires > now();
+END $$;
+
+-- Keeps for 24 hours what was done under a key, by slot, for who has its turn. Each that is kept frees two expired ones, so there are
+-- never more than are made in a day, whether or not anybody sweeps.
+CREATE FUNCTION engram.keep_outcomes(key uuid, asked uuid, slots int[], outcomes text[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    kept int;
+BEGIN
+    INSERT INTO engram.idempotency AS i (tenant, slot, key, asked, outcomes, expires)
+    SELECT session_user::text, k.slot, keep_outcomes.key, keep_outcomes.asked, k.outcomes::jsonb, now() + interval '24 hours'
+    FROM unnest(keep_outcomes.slots, keep_outcomes.outcomes) k (slot, outcomes)
+    ON CONFLICT ON CONSTRAINT idempotency_pkey DO UPDATE SET
+        asked = excluded.asked, outcomes = excluded.outcomes, expires = excluded.expires
+    WHERE i.expires <= now();
+    GET DIAGNOSTICS kept = ROW_COUNT;
+    IF kept < cardinality(slots) THEN
+        RAISE EXCEPTION 'something was done under this key' USING ERRCODE = 'unique_violation';
+    END IF;
+    PERFORM engram.sweep_keys(session_user::text, 2 * kept);
+END $$;
 
 -- True if a memory's tag is one of the accepted ones (null: any) and none of the refused: `version-created`, created in us since 1970.
 CREATE FUNCTION engram.is_accepted(version bigint, created timestamptz, accepted text[], refused text[]) RETURNS boolean
@@ -565,9 +651,9 @@ BEGIN
     ORDER BY a.at DESC, a.number DESC LIMIT $1;
 END $$;
 
-REVOKE ALL ON FUNCTION engram.quota_key, engram.quota_left, engram.sweep_expired, engram.tidy_usage, engram.make_room, engram.take_room, engram.add_usage,
+REVOKE ALL ON FUNCTION engram.quota_key, engram.quota_left, engram.sweep_expired, engram.sweep_keys, engram.tidy_usage, engram.make_room, engram.take_room, engram.add_usage,
     engram.set_aside, engram.take_free, engram.count_change, engram.count_changes, engram.check_write, engram.refuse_place,
-    engram.is_accepted, engram.delete_memory, engram.try_reseal, engram.tenant_usage, engram.signed, engram.give_loan, engram.lend_quota, engram.loan_token, engram.borrow_quota, engram.take_loan,
+    engram.claim_key, engram.keep_outcomes, engram.is_accepted, engram.delete_memory, engram.try_reseal, engram.tenant_usage, engram.signed, engram.give_loan, engram.lend_quota, engram.loan_token, engram.borrow_quota, engram.take_loan,
     engram.report_sidecar, engram.record_audit, engram.list_audit FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION engram.is_accepted, engram.delete_memory, engram.try_reseal, engram.tenant_usage, engram.lend_quota, engram.loan_token, engram.borrow_quota, engram.report_sidecar,
+GRANT EXECUTE ON FUNCTION engram.claim_key, engram.keep_outcomes, engram.is_accepted, engram.delete_memory, engram.try_reseal, engram.tenant_usage, engram.lend_quota, engram.loan_token, engram.borrow_quota, engram.report_sidecar,
     engram.record_audit, engram.list_audit TO engram_tenant;
