@@ -4,6 +4,7 @@ Promises
 1. A method returns its result or raises one EngramError; nothing of aiohttp comes out. Cancellation passes.
 2. A write is sent once: where no answer came, OutcomeUnknown says so, and the caller decides. A GET is sent again once.
 3. No proxy of the environment stands between an agent and its own sidecar.
+4. A client is a session: it reads what it wrote, and nothing older than it saw, whichever replica answers.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from engram.protocol import Request
 from engram.records import (
     AuditPage,
     BatchResult,
+    Consistency,
     Item,
     ItemFields,
     Memory,
@@ -41,6 +43,8 @@ from engram.records import (
     Shards,
     Usage,
 )
+from engram_contract.names import SESSION_HEADER
+from engram_contract.session import Token
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
@@ -66,6 +70,7 @@ class AsyncEngram:
         self.url = base_url(url, os.environ)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._token = Token()
 
     async def __aenter__(self) -> Self:
         """This client."""
@@ -117,15 +122,31 @@ class AsyncEngram:
         return await self._send(protocol.build_put(memory_id, fields, if_match, if_none_match))
 
     @overload
-    async def get(self, memory_id: str, *, if_none_match: str | None = None) -> Memory: ...
+    async def get(
+        self, memory_id: str, *, if_none_match: str | None = None, consistency: Consistency | None = None
+    ) -> Memory: ...
     @overload
-    async def get(self, memory_id: str, *, if_none_match: str | None = None, default: Default) -> Memory | Default: ...
-    async def get(self, memory_id: str, *, if_none_match: str | None = None, default: object = _RAISE) -> object:
+    async def get(
+        self,
+        memory_id: str,
+        *,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
+        default: Default,
+    ) -> Memory | Default: ...
+    async def get(
+        self,
+        memory_id: str,
+        *,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
+        default: object = _RAISE,
+    ) -> object:
         """The memory under `memory_id`; `default` if there is none, NotFound without a default.
 
         With the ETag of your copy as `if_none_match`, NotModified says that the copy is current.
         """
-        return await self._read(memory_id, if_none_match, default)
+        return await self._read(memory_id, if_none_match, consistency, default)
 
     async def patch(self, memory_id: str, *, if_match: str | None = None, **fields: Unpack[MemoryFields]) -> Memory:
         """The memory after the change of the members given; `value` is merged (RFC 7396), the others are replaced."""
@@ -151,7 +172,13 @@ class AsyncEngram:
 
     @overload
     async def get_item(
-        self, namespace: Sequence[str], key: str, *, user: str | None = None, if_none_match: str | None = None
+        self,
+        namespace: Sequence[str],
+        key: str,
+        *,
+        user: str | None = None,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
     ) -> Memory: ...
     @overload
     async def get_item(
@@ -161,6 +188,7 @@ class AsyncEngram:
         *,
         user: str | None = None,
         if_none_match: str | None = None,
+        consistency: Consistency | None = None,
         default: Default,
     ) -> Memory | Default: ...
     async def get_item(
@@ -170,10 +198,11 @@ class AsyncEngram:
         *,
         user: str | None = None,
         if_none_match: str | None = None,
+        consistency: Consistency | None = None,
         default: object = _RAISE,
     ) -> object:
         """The memory of this name; `default` if there is none, NotFound without a default."""
-        return await self._read(Item(tuple(namespace), key, user), if_none_match, default)
+        return await self._read(Item(tuple(namespace), key, user), if_none_match, consistency, default)
 
     async def patch_item(
         self,
@@ -193,14 +222,16 @@ class AsyncEngram:
         """True if the memory of this name was deleted, False if there was none."""
         return await self._send(protocol.build_delete(Item(tuple(namespace), key, user), if_match))
 
-    async def list(self, *, limit: int | None = None, **selection: Unpack[Selection]) -> AsyncIterator[Memory]:
+    async def list(
+        self, *, limit: int | None = None, consistency: Consistency | None = None, **selection: Unpack[Selection]
+    ) -> AsyncIterator[Memory]:
         """Every selected memory, newest first, fetched in pages of `limit`.
 
         Raises Unavailable where a shard cannot be asked: a listing with a hole would look whole. `page` gives the rest.
         """
         cursor: str | None = None
         while True:
-            page = await self.page(limit=limit, cursor=cursor, **selection)
+            page = await self.page(limit=limit, cursor=cursor, consistency=consistency, **selection)
             for memory in whole(page):
                 yield memory
             if page.next is None:
@@ -208,16 +239,26 @@ class AsyncEngram:
             cursor = page.next
 
     async def page(
-        self, *, limit: int | None = None, cursor: str | None = None, **selection: Unpack[Selection]
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        consistency: Consistency | None = None,
+        **selection: Unpack[Selection],
     ) -> Page:
         """One page of the selected memories, newest first; `cursor` is the `next` of the page before."""
-        return await self._send(protocol.build_page(selection, limit, cursor))
+        return await self._send(protocol.build_page(selection, limit, cursor), consistency)
 
     async def search(
-        self, query: str = "", *, limit: int | None = None, **fields: Unpack[SearchFields]
+        self,
+        query: str = "",
+        *,
+        limit: int | None = None,
+        consistency: Consistency | None = None,
+        **fields: Unpack[SearchFields],
     ) -> SearchResult:
         """The memories that fit `query` best among those selected; an empty query gives the newest."""
-        return await self._send(protocol.build_search(query, fields, limit))
+        return await self._send(protocol.build_search(query, fields, limit), consistency)
 
     async def batch(self, operations: Iterable[Operation]) -> BatchResult:
         """The outcomes of the operations, in their order; all or nothing on each shard that they touch."""
@@ -235,32 +276,36 @@ class AsyncEngram:
         """Recorded operations, newest first; `before` is the `next` of the page before."""
         return await self._send(protocol.build_audit(limit, before))
 
-    async def _read(self, target: str | Item, if_none_match: str | None, default: object) -> object:
+    async def _read(
+        self, target: str | Item, if_none_match: str | None, consistency: Consistency | None, default: object
+    ) -> object:
         try:
-            return await self._send(protocol.build_get(target, if_none_match))
+            return await self._send(protocol.build_get(target, if_none_match), consistency)
         except NotFound:
             if default is _RAISE:
                 raise
             return default
 
-    async def _send(self, request: Request[Result]) -> Result:
+    async def _send(self, request: Request[Result], consistency: Consistency | None = None) -> Result:
         try:
-            answer = await self._ask(request)
+            answer = await self._ask(request, consistency)
         except OutcomeUnknown as error:
             # A kept connection may have died with the sidecar that it led to. Asking again is harmless, writing is not.
             if request.method != "GET" or isinstance(error, DeadlineExceeded):
                 raise
-            answer = await self._ask(request)
+            answer = await self._ask(request, consistency)
         return request.parse(answer)
 
-    async def _ask(self, request: Request[Any]) -> Answer:
+    async def _ask(self, request: Request[Any], consistency: Consistency | None) -> Answer:
         """The answer, whatever its status."""
-        url = URL(self.url + request.target, encoded=True)
+        url, sent = URL(self.url + request.target, encoded=True), self._token
+        said = (*request.headers, *protocol.session_headers(sent, consistency))
         try:
             async with self._connected().request(
-                request.method, url, headers=request.headers, data=request.body, allow_redirects=False
+                request.method, url, headers=said, data=request.body, allow_redirects=False
             ) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
+                self._token = protocol.next_token(self._token, sent, headers.get(SESSION_HEADER.lower()))
                 return Answer(response.status, headers, await response.read())
         except TimeoutError as error:
             reason = f"no answer within {self._timeout.total} s: {request.method} {self.url}"

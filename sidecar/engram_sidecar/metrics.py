@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engram_sidecar.breaker import State
+from engram_sidecar.consistency import Level
 from engram_sidecar.guard import Kind, Shown
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -90,6 +91,17 @@ class Metrics:
         self._shed = Counter(
             "engram_shed", "Questions to a node that found the queue full.", ("operation",), registry=self.registry
         )
+        self._reads = Counter(
+            "engram_reads", "Questions that a replica might answer, by who was asked.", ("source", "consistency"),
+            registry=self.registry,
+        )  # fmt: skip
+        self._replica_lags = Gauge(
+            "engram_replica_lag_seconds",
+            "At most so long ago was written what the replica lacks, of shards that are being read.",
+            ("shard", "node"),
+            registry=self.registry,
+        )
+        self._lags: Callable[[], Iterable[tuple[str, str, float]]] = tuple
         self._seal_refused = Counter(
             "engram_sealed_refused", "Encrypted memories that were not opened.", ("reason",), registry=self.registry
         )
@@ -114,6 +126,14 @@ class Metrics:
         A node that left the map leaves the metric too.
         """
         self._breakers, self._waiting, self._queued = breakers, waiting_writes, waiting_requests
+
+    def watch_replicas(self, lags: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
+        """Asks at every scrape how far behind the replicas are."""
+        self._lags = lags
+
+    def count_read(self, is_by_replica: bool, level: Level) -> None:  # noqa: FBT001  as who asks tells it
+        """Counts a read by who was asked for it."""
+        self._reads.labels("replica" if is_by_replica else "primary", level.value).inc()
 
     def count_shed(self, kind: Kind) -> None:
         """Counts a question that was turned away."""
@@ -182,6 +202,9 @@ class Metrics:
             self._breaker_states.labels(each.shard, each.node, each.kind.value).set(_STATES[each.view.state])
         for shard, count in self._waiting().items():
             self._waiting_writes.labels(shard).set(count)
+        self._replica_lags.clear()
+        for shard, node, behind_s in self._lags():
+            self._replica_lags.labels(shard, node).set(behind_s)
         self._waiting_requests.clear()
         for (shard, node), count in self._queued().items():
             self._waiting_requests.labels(shard, node).set(count)

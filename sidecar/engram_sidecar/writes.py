@@ -26,9 +26,9 @@ from engram_sidecar.errors import (
     SlotMoved,
 )
 from engram_sidecar.indexing import Indexed
-from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put
+from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put, to_memory
 from engram_sidecar.sealing import Sealer
-from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction, to_memory
+from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3
