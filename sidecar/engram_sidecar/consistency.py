@@ -108,7 +108,8 @@ class Session:
     def floor(self, shard: str) -> Position:
         """The position that a node of the shard must have reached before it is asked for this session."""
         told = self._token.of(shard)
-        return self._floors.of(shard) if told is None else told
+        floor = self._floors.of(shard) if told is None else told
+        return max(floor, self._answered.get(shard, floor))
 
     def ticket(self) -> int:
         """To be taken before a primary is asked: `reached` needs it."""

@@ -217,7 +217,7 @@ def test_answers_that_cross_lose_nothing_of_each_other() -> None:
     first = protocol.next_token(sent, sent, str(token(9)))
     assert protocol.next_token(first, sent, str(token(7))) == token(9)
     both = protocol.next_token(first, sent, str(token(4, "s1")))
-    assert both.positions == token(9).positions | token(4, "s1").positions
+    assert both.positions == {**token(9).positions, **token(4, "s1").positions}
 
 
 def test_a_token_that_this_client_cannot_read_leaves_the_one_it_has() -> None:

@@ -129,6 +129,12 @@ def test_of_two_nodes_that_one_request_saw_the_later_one_counts(floors: Floors) 
     assert token_of(both).of("s0") == at(9)
 
 
+def test_what_the_request_saw_itself_it_sees_again(floors: Floors) -> None:
+    pages = session(floors, told(at(5)))
+    pages.reached("s0", at(9))
+    assert pages.floor("s0") == at(9)
+
+
 def test_shards_without_replicas_have_no_token(floors: Floors) -> None:
     plain = session(floors, Token(1, {mark_of("s1"): at(5)}))
     assert not plain.has_replicas("s1")
