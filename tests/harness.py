@@ -22,7 +22,7 @@ import asyncpg
 
 from engram_cli.account import find_account
 from engram_cli.datadir import make_directory
-from engram_cli.embedded import Programs, prepare_programs
+from engram_cli.embedded import Programs, prepare_programs, run
 from engram_cli.ports import is_free, ports_from
 from engram_cli.server import Server, initialize, start, stop, write_settings
 from engram_contract.credentials import Credentials, DataKey, Keyring
@@ -89,6 +89,23 @@ class RealServer:
         write_settings(server, account, port, {"autovacuum_naptime": "1s", "max_connections": "60"})
         start(programs, server)
         return cls(programs, server, Admin("127.0.0.1", port, "postgres", PASSWORD))
+
+    def make_standby(self, directory: Path) -> "RealServer":
+        """A server that follows this one, started: a replica that can be promoted."""
+        account = self.programs.account
+        make_directory(directory, account.directory_mode)
+        account.own(directory)
+        server, port = Server(directory), next(each for each in ports_from(hash(str(directory))) if is_free(each))
+        primary = f"host=127.0.0.1 port={self.admin.port} user=postgres password={PASSWORD}"
+        copied = run(
+            self.programs, "pg_basebackup", "--pgdata", str(server.pgdata), "--dbname", primary,
+            "--write-recovery-conf", "--checkpoint", "fast", "--wal-method", "stream", "--no-sync",
+            timeout_s=REQUEST_TIMEOUT_S,
+        )  # fmt: skip
+        assert copied.returncode == 0, copied.stdout
+        write_settings(server, account, port, {"max_connections": "60", "wal_retrieve_retry_interval": "500ms"})
+        start(self.programs, server)
+        return RealServer(self.programs, server, Admin("127.0.0.1", port, "postgres", PASSWORD))
 
     async def connect(self, database: str, user: str = "postgres", password: str = PASSWORD) -> Any:  # noqa: ANN401
         """A connection that the caller closes."""

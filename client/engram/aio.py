@@ -5,6 +5,7 @@ Promises
 2. A write is sent once: where no answer came, OutcomeUnknown says so, and the caller decides. A GET is sent again once,
 and so is a write with an `idempotency_key`, which happens once however often it is sent.
 3. No proxy of the environment stands between an agent and its own sidecar.
+4. A client is a session: it reads what it wrote, and nothing older than it saw, whichever replica answers.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from engram.protocol import Request, keyed
 from engram.records import (
     AuditPage,
     BatchResult,
+    Consistency,
     Item,
     ItemFields,
     Memory,
@@ -42,6 +44,8 @@ from engram.records import (
     Shards,
     Usage,
 )
+from engram_contract.names import SESSION_HEADER
+from engram_contract.session import Token
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
@@ -67,6 +71,7 @@ class AsyncEngram:
         self.url = base_url(url, os.environ)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._token = Token()
 
     async def __aenter__(self) -> Self:
         """This client."""
@@ -123,15 +128,31 @@ class AsyncEngram:
         return await self._send(keyed(protocol.build_put(memory_id, fields, if_match, if_none_match), idempotency_key))
 
     @overload
-    async def get(self, memory_id: str, *, if_none_match: str | None = None) -> Memory: ...
+    async def get(
+        self, memory_id: str, *, if_none_match: str | None = None, consistency: Consistency | None = None
+    ) -> Memory: ...
     @overload
-    async def get(self, memory_id: str, *, if_none_match: str | None = None, default: Default) -> Memory | Default: ...
-    async def get(self, memory_id: str, *, if_none_match: str | None = None, default: object = _RAISE) -> object:
+    async def get(
+        self,
+        memory_id: str,
+        *,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
+        default: Default,
+    ) -> Memory | Default: ...
+    async def get(
+        self,
+        memory_id: str,
+        *,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
+        default: object = _RAISE,
+    ) -> object:
         """The memory under `memory_id`; `default` if there is none, NotFound without a default.
 
         With the ETag of your copy as `if_none_match`, NotModified says that the copy is current.
         """
-        return await self._read(memory_id, if_none_match, default)
+        return await self._read(memory_id, if_none_match, consistency, default)
 
     async def patch(
         self,
@@ -165,7 +186,13 @@ class AsyncEngram:
 
     @overload
     async def get_item(
-        self, namespace: Sequence[str], key: str, *, user: str | None = None, if_none_match: str | None = None
+        self,
+        namespace: Sequence[str],
+        key: str,
+        *,
+        user: str | None = None,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
     ) -> Memory: ...
     @overload
     async def get_item(
@@ -175,6 +202,7 @@ class AsyncEngram:
         *,
         user: str | None = None,
         if_none_match: str | None = None,
+        consistency: Consistency | None = None,
         default: Default,
     ) -> Memory | Default: ...
     async def get_item(
@@ -184,10 +212,11 @@ class AsyncEngram:
         *,
         user: str | None = None,
         if_none_match: str | None = None,
+        consistency: Consistency | None = None,
         default: object = _RAISE,
     ) -> object:
         """The memory of this name; `default` if there is none, NotFound without a default."""
-        return await self._read(Item(tuple(namespace), key, user), if_none_match, default)
+        return await self._read(Item(tuple(namespace), key, user), if_none_match, consistency, default)
 
     async def patch_item(
         self,
@@ -218,14 +247,16 @@ class AsyncEngram:
             keyed(protocol.build_delete(Item(tuple(namespace), key, user), if_match), idempotency_key)
         )
 
-    async def list(self, *, limit: int | None = None, **selection: Unpack[Selection]) -> AsyncIterator[Memory]:
+    async def list(
+        self, *, limit: int | None = None, consistency: Consistency | None = None, **selection: Unpack[Selection]
+    ) -> AsyncIterator[Memory]:
         """Every selected memory, newest first, fetched in pages of `limit`.
 
         Raises Unavailable where a shard cannot be asked: a listing with a hole would look whole. `page` gives the rest.
         """
         cursor: str | None = None
         while True:
-            page = await self.page(limit=limit, cursor=cursor, **selection)
+            page = await self.page(limit=limit, cursor=cursor, consistency=consistency, **selection)
             for memory in whole(page):
                 yield memory
             if page.next is None:
@@ -233,16 +264,26 @@ class AsyncEngram:
             cursor = page.next
 
     async def page(
-        self, *, limit: int | None = None, cursor: str | None = None, **selection: Unpack[Selection]
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        consistency: Consistency | None = None,
+        **selection: Unpack[Selection],
     ) -> Page:
         """One page of the selected memories, newest first; `cursor` is the `next` of the page before."""
-        return await self._send(protocol.build_page(selection, limit, cursor))
+        return await self._send(protocol.build_page(selection, limit, cursor), consistency)
 
     async def search(
-        self, query: str = "", *, limit: int | None = None, **fields: Unpack[SearchFields]
+        self,
+        query: str = "",
+        *,
+        limit: int | None = None,
+        consistency: Consistency | None = None,
+        **fields: Unpack[SearchFields],
     ) -> SearchResult:
         """The memories that fit `query` best among those selected; an empty query gives the newest."""
-        return await self._send(protocol.build_search(query, fields, limit))
+        return await self._send(protocol.build_search(query, fields, limit), consistency)
 
     async def batch(self, operations: Iterable[Operation], *, idempotency_key: str | None = None) -> BatchResult:
         """The outcomes of the operations, in their order; all or nothing on each shard that they touch."""
@@ -260,33 +301,37 @@ class AsyncEngram:
         """Recorded operations, newest first; `before` is the `next` of the page before."""
         return await self._send(protocol.build_audit(limit, before))
 
-    async def _read(self, target: str | Item, if_none_match: str | None, default: object) -> object:
+    async def _read(
+        self, target: str | Item, if_none_match: str | None, consistency: Consistency | None, default: object
+    ) -> object:
         try:
-            return await self._send(protocol.build_get(target, if_none_match))
+            return await self._send(protocol.build_get(target, if_none_match), consistency)
         except NotFound:
             if default is _RAISE:
                 raise
             return default
 
-    async def _send(self, request: Request[Result]) -> Result:
+    async def _send(self, request: Request[Result], consistency: Consistency | None = None) -> Result:
         try:
-            answer = await self._ask(request)
+            answer = await self._ask(request, consistency)
         except OutcomeUnknown as error:
             # A kept connection may have died with the sidecar that it led to. Asking again is harmless, writing is not,
             # unless a key says that it is the same write.
             if not (request.method == "GET" or request.is_repeatable) or isinstance(error, DeadlineExceeded):
                 raise
-            answer = await self._ask(request)
+            answer = await self._ask(request, consistency)
         return request.parse(answer)
 
-    async def _ask(self, request: Request[Any]) -> Answer:
+    async def _ask(self, request: Request[Any], consistency: Consistency | None) -> Answer:
         """The answer, whatever its status."""
-        url = URL(self.url + request.target, encoded=True)
+        url, sent = URL(self.url + request.target, encoded=True), self._token
+        said = (*request.headers, *protocol.session_headers(sent, consistency))
         try:
             async with self._connected().request(
-                request.method, url, headers=request.headers, data=request.body, allow_redirects=False
+                request.method, url, headers=said, data=request.body, allow_redirects=False
             ) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
+                self._token = protocol.next_token(self._token, sent, headers.get(SESSION_HEADER.lower()))
                 return Answer(response.status, headers, await response.read())
         except TimeoutError as error:
             reason = f"no answer within {self._timeout.total} s: {request.method} {self.url}"

@@ -19,6 +19,7 @@ from engram.encoding import (
 from engram.records import (
     AuditPage,
     BatchResult,
+    Consistency,
     Item,
     ItemFields,
     Memory,
@@ -31,6 +32,8 @@ from engram.records import (
     Shards,
     Usage,
 )
+from engram_contract.names import CONSISTENCY_HEADER, SESSION_HEADER
+from engram_contract.session import BadToken, Token
 
 Result = TypeVar("Result")
 
@@ -45,6 +48,23 @@ class Request(Generic[Result]):
     headers: Headers = ()
     body: bytes | None = None
     is_repeatable: bool = False  # sent twice it happens once
+
+
+def next_token(known: Token, sent: Token, told: str | None) -> Token:
+    """The client's token after an answer: what it was told, with what other requests were told meanwhile."""
+    if told is None:
+        return known
+    try:
+        token = Token.parse(told)
+    except BadToken:
+        return known
+    return token if known is sent else known.merged(token)
+
+
+def session_headers(token: Token, consistency: Consistency | None) -> Headers:
+    """What a request says of its session and of what it has to see."""
+    said = ((SESSION_HEADER, str(token) if token.positions else None), (CONSISTENCY_HEADER, consistency))
+    return tuple((name, value) for name, value in said if value is not None)
 
 
 def build_create(fields: MemoryFields) -> Request[Memory]:

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from engram.errors import EngramError, Superseded
+
+# What a read has to see: what this client wrote and saw (the default), all that was written before, or what is near.
+Consistency = Literal["session", "strong", "eventual"]
 
 
 class ItemFields(TypedDict, total=False):

@@ -15,6 +15,7 @@ from engram.errors import EngramError
 from engram.records import (
     AuditPage,
     BatchResult,
+    Consistency,
     ItemFields,
     Memory,
     MemoryFields,
@@ -98,12 +99,29 @@ class Engram:
         )
 
     @overload
-    def get(self, memory_id: str, *, if_none_match: str | None = None) -> Memory: ...
+    def get(
+        self, memory_id: str, *, if_none_match: str | None = None, consistency: Consistency | None = None
+    ) -> Memory: ...
     @overload
-    def get(self, memory_id: str, *, if_none_match: str | None = None, default: Default) -> Memory | Default: ...
-    def get(self, memory_id: str, *, if_none_match: str | None = None, **default: object) -> object:
+    def get(
+        self,
+        memory_id: str,
+        *,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
+        default: Default,
+    ) -> Memory | Default: ...
+    def get(
+        self,
+        memory_id: str,
+        *,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
+        **default: object,
+    ) -> object:
         """The memory under `memory_id`; `default` if there is none, NotFound without a default."""
-        return self._run(self._client.get(memory_id, if_none_match=if_none_match, **cast("dict[str, Any]", default)))
+        given = cast("dict[str, Any]", default)
+        return self._run(self._client.get(memory_id, if_none_match=if_none_match, consistency=consistency, **given))
 
     def patch(
         self,
@@ -146,7 +164,13 @@ class Engram:
 
     @overload
     def get_item(
-        self, namespace: Sequence[str], key: str, *, user: str | None = None, if_none_match: str | None = None
+        self,
+        namespace: Sequence[str],
+        key: str,
+        *,
+        user: str | None = None,
+        if_none_match: str | None = None,
+        consistency: Consistency | None = None,
     ) -> Memory: ...
     @overload
     def get_item(
@@ -156,6 +180,7 @@ class Engram:
         *,
         user: str | None = None,
         if_none_match: str | None = None,
+        consistency: Consistency | None = None,
         default: Default,
     ) -> Memory | Default: ...
     def get_item(
@@ -165,11 +190,12 @@ class Engram:
         *,
         user: str | None = None,
         if_none_match: str | None = None,
+        consistency: Consistency | None = None,
         **default: object,
     ) -> object:
         """The memory of this name; `default` if there is none, NotFound without a default."""
-        given = cast("dict[str, Any]", default)
-        return self._run(self._client.get_item(namespace, key, user=user, if_none_match=if_none_match, **given))
+        given: dict[str, Any] = {"if_none_match": if_none_match, "consistency": consistency, **default}
+        return self._run(self._client.get_item(namespace, key, user=user, **given))
 
     def patch_item(
         self,
@@ -202,23 +228,39 @@ class Engram:
             self._client.delete_item(namespace, key, user=user, if_match=if_match, idempotency_key=idempotency_key)
         )
 
-    def list(self, *, limit: int | None = None, **selection: Unpack[Selection]) -> Iterator[Memory]:
+    def list(
+        self, *, limit: int | None = None, consistency: Consistency | None = None, **selection: Unpack[Selection]
+    ) -> Iterator[Memory]:
         """Every selected memory, newest first, fetched in pages of `limit`; Unavailable where a shard is missing."""
         cursor: str | None = None
         while True:
-            page = whole(self.page(limit=limit, cursor=cursor, **selection))
+            page = whole(self.page(limit=limit, cursor=cursor, consistency=consistency, **selection))
             yield from page
             if page.next is None:
                 return
             cursor = page.next
 
-    def page(self, *, limit: int | None = None, cursor: str | None = None, **selection: Unpack[Selection]) -> Page:
+    def page(
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        consistency: Consistency | None = None,
+        **selection: Unpack[Selection],
+    ) -> Page:
         """One page of the selected memories, newest first; `cursor` is the `next` of the page before."""
-        return self._run(self._client.page(limit=limit, cursor=cursor, **selection))
+        return self._run(self._client.page(limit=limit, cursor=cursor, consistency=consistency, **selection))
 
-    def search(self, query: str = "", *, limit: int | None = None, **fields: Unpack[SearchFields]) -> SearchResult:
+    def search(
+        self,
+        query: str = "",
+        *,
+        limit: int | None = None,
+        consistency: Consistency | None = None,
+        **fields: Unpack[SearchFields],
+    ) -> SearchResult:
         """The memories that fit `query` best among those selected; an empty query gives the newest."""
-        return self._run(self._client.search(query, limit=limit, **fields))
+        return self._run(self._client.search(query, limit=limit, consistency=consistency, **fields))
 
     def batch(self, operations: Iterable[Operation], *, idempotency_key: str | None = None) -> BatchResult:
         """The outcomes of the operations, in their order; all or nothing on each shard that they touch."""

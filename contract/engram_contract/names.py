@@ -126,6 +126,9 @@ QUOTA_SQLSTATE: Final = "EG002"
 
 # A response names the configuration that it was made with: `map=3, policy=7, credentials=2, keys=1`.
 CONFIG_HEADER: Final = "Engram-Config"
+# Which reads a request accepts (`session`, `strong`, `eventual`), and what its session has written and seen.
+CONSISTENCY_HEADER: Final = "Engram-Consistency"
+SESSION_HEADER: Final = "Engram-Session"
 
 # A write that carries a key happens once; the answer to its repetition says that it is one.
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"

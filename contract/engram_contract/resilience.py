@@ -17,6 +17,7 @@ class Resilience:
     """How a sidecar meets nodes that fail or are slow.
 
     `*_failures`: so many failures in a row of one kind of operation at one node open its breaker.
+    `staleness_seconds`: a replica that is further behind, or may be, answers no read.
     """
 
     store_failures: Annotated[int, _FAILURES] = 3
@@ -28,3 +29,4 @@ class Resilience:
     failover_seconds: Annotated[int, Whole(0, 60)] = 10
     waiting_writes: Annotated[int, Whole(1, 10_000)] = 2_000
     waiting_requests: Annotated[int, Whole(1, 10_000)] = 256
+    staleness_seconds: Annotated[int, Whole(1, 600)] = 10

@@ -21,7 +21,7 @@ from typing import Annotated, Final
 
 from engram_contract.apportion import Move, SlotRange, moves_between, owners_of, ranges_of, rebalanced_owners, shares_of
 from engram_contract.kinds import LABEL_PATTERN, MAX_INT64, Items, Text, Whole
-from engram_contract.parse import Refused, Section, read_document, write_document
+from engram_contract.parse import Refused, Section, document_of, read_document, write_document
 from engram_contract.slots import SLOTS
 
 MAX_SHARDS: Final = 128
@@ -76,7 +76,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard as a sidecar sees it. The first node was the primary when the shard was made; it may be another now."""
+    """One shard as a sidecar sees it. The first node leads to the primary: writes go there."""
 
     id: Annotated[str, SHARD_ID]
     database: Annotated[str, _DATABASE]
@@ -84,6 +84,8 @@ class Shard:
     weight: Annotated[int, Whole(0, MAX_WEIGHT)] = 1
     state: ShardState = ShardState.ACTIVE
     residency: Annotated[str, RESIDENCY] = DEFAULT_RESIDENCY
+    # Every server of the shard by its own address, where it has replicas; which is the primary, each says itself.
+    members: Annotated[tuple[Node, ...], Items(Section(Node), MAX_NODES, key="name")] = ()
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -142,8 +144,12 @@ class ShardMap:
         return sum(item.last - item.first + 1 for item in self.ranges_of(shard_id))
 
     def to_json(self) -> str:
-        """The map as one line of JSON; equal maps give equal texts."""
-        return write_document(self)
+        """The map as one line of JSON; equal maps give equal texts, and those without members the ones of before."""
+        document = document_of(self)
+        for shard in document["shards"]:
+            if not shard["members"]:
+                del shard["members"]
+        return write_document(document)
 
     @classmethod
     def from_json(cls, text: str) -> "ShardMap":

@@ -101,6 +101,7 @@ class Api:
         operation = "none"
         try:
             check_host(request)
+            call.read_session()
             operation, handler = self._route(call)
             response = await handler(call)
         except Answered as answered:
@@ -114,6 +115,7 @@ class Api:
             log.exception("request failed", extra={"operation": operation})
             response = problem_response(to_problem(error))
         response.headers[CONFIG_HEADER] = config.header
+        response.headers.update(call.session.headers())
         is_success = response.status < _SERVER_ERROR or response.status == _QUOTA_EXCEEDED or operation == HEALTH
         self._metrics.observe(
             operation, call.route, response.status, call.started_s, self._intake.now_s(), is_success=is_success

@@ -24,6 +24,7 @@ from engram_sidecar.api import Api, Watch, health_response
 from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
+from engram_sidecar.consistency import Floors
 from engram_sidecar.errors import SealBroken
 from engram_sidecar.gate import Gate
 from engram_sidecar.guard import Guard
@@ -31,12 +32,14 @@ from engram_sidecar.intake import Intake
 from engram_sidecar.lag import watch_lag
 from engram_sidecar.ledger import Ledger
 from engram_sidecar.listening import Port, listen
+from engram_sidecar.lookout import Lookout
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.presence import Presence
 from engram_sidecar.problems import to_problem
+from engram_sidecar.replicas import Replicas
 from engram_sidecar.resealing import Resealer
 from engram_sidecar.resources import Meter
-from engram_sidecar.routing import primary
+from engram_sidecar.routing import members, primary
 from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.sizes import Sizes
@@ -68,13 +71,18 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     guard = Guard(gate, lambda: in_force.config.policy.resilience, metrics.count_retry, metrics.count_shed)
     metrics.watch_pools(store.pools)
     metrics.watch_nodes(gate.breakers, guard.waiting_writes, gate.waiting_requests)
+    floors = Floors()
+    lookout = Lookout(store, lambda: in_force.config.policy.resilience.staleness_seconds)
+    metrics.watch_replicas(lookout.lags)
     _follow(in_force, store, gate, metrics)
+    _follow_map(in_force, floors, lookout)
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
-    pipeline = Pipeline(guard, in_force, vault, limits, world, settings.request_timeout_s)
+    replicas = Replicas(guard, lookout, store.renew, metrics.count_read)
+    pipeline = Pipeline(replicas, in_force, vault, limits, world, settings.request_timeout_s)
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
-    intake = Intake(limits, settings.body_timeout_s, time.monotonic)
+    intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
     checkup = Checkup(store, in_force, vault, parts, world)
     api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup))
@@ -87,6 +95,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         trail.run,
         resealer.run,
         Sizes(ledger, metrics).run,
+        lookout.run,
         partial(watch_lag, metrics.observe_lag),
     )
     tasks = [asyncio.create_task(_kept_running(loop)) for loop in loops]
@@ -133,7 +142,8 @@ def _follow(in_force: InForce, store: Store, gate: Gate, metrics: metrics_room.M
 
     def take(config: Config) -> None:
         store.adopt(config.credentials)
-        places = {primary(shard) for shard in config.shard_map.shards}
+        shards = config.shard_map.shards
+        places = {primary(shard) for shard in shards}.union(*(members(shard).values() for shard in shards))
         store.forget(places)
         gate.forget(places)
         metrics.show_config(config.generations)
@@ -142,6 +152,18 @@ def _follow(in_force: InForce, store: Store, gate: Gate, metrics: metrics_room.M
     metrics.show_config(in_force.config.generations)
     for file in FILES:
         metrics.watch_faults(file.removesuffix(".json"), partial(in_force.faults.__contains__, file))
+
+
+def _follow_map(in_force: InForce, floors: Floors, lookout: Lookout) -> None:
+    """What is known of replicas goes along with the map, and ends with it."""
+
+    def take(config: Config) -> None:
+        if config.shard_map.epoch != floors.epoch:
+            floors.follow(config.shard_map)
+            lookout.follow(config.shard_map)
+
+    in_force.subscribe(take)
+    take(in_force.config)
 
 
 class Admin:

@@ -13,7 +13,6 @@ refuses the passwords in force, credentials of a lower generation are taken: the
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from engram_contract.policy import Policy
 from engram_contract.shardmap import ShardMap
 from engram_sidecar.errors import AgentNotAllowed, BadConfig
 from engram_sidecar.identity import Identity
+from engram_sidecar.trust import is_bundle
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +64,9 @@ class Config:
 
 def _credentials(text: str) -> Credentials:
     credentials = Credentials.from_json(text)
-    if credentials.ca and not _is_bundle(credentials.ca):
+    if credentials.ca and not is_bundle(credentials.ca):
         raise Refused("ca", "holds no certificates in PEM")
     return credentials
-
-
-def _is_bundle(text: str) -> bool:
-    """Whether the text holds certificates in PEM."""
-    try:
-        ssl.create_default_context(cadata=text)
-    except (ssl.SSLError, ValueError):
-        return False
-    return True
 
 
 _PARSERS: Final[Mapping[str, Callable[[str], Part]]] = MappingProxyType(

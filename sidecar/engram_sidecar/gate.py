@@ -23,6 +23,7 @@ from typing import Final, cast
 from engram_contract.resilience import Resilience
 from engram_sidecar.breaker import Breaker, Limits, Outcome, State, View
 from engram_sidecar.bulkhead import Bulkhead
+from engram_sidecar.consistency import join_sessions, session_of_request
 from engram_sidecar.errors import (
     BreakerOpen,
     DeadlineExceeded,
@@ -122,7 +123,7 @@ class Gate:
         """The rows of a named query."""
         kind = kind_of(query)
         if query == GET and len(cast("Sequence[object]", args[0])) == 1:
-            return await self._together(self._gets, place, Asked(args, _by_s(patience, timeout_s)))
+            return await self._together(self._gets, place, _asked(args, patience, timeout_s))
         async with self._admitted(place, kind, patience, timeout_s) as left_s:
             return await self._store.read(place, query, *args, timeout_s=left_s)
 
@@ -131,8 +132,7 @@ class Gate:
     ) -> list[Row]:
         """The rows of a named query that changes something; `is_awaited`: the request waits for a primary."""
         if query == PUT:
-            asked = Asked(args, _by_s(patience, timeout_s), is_awaited=is_awaited)
-            return await self._together(self._puts, place, asked)
+            return await self._together(self._puts, place, _asked(args, patience, timeout_s, is_awaited=is_awaited))
         async with self._admitted(place, Kind.STORE, patience, timeout_s, is_awaited=is_awaited) as left_s:
             return await self._store.write(place, query, *args, timeout_s=left_s)
 
@@ -189,6 +189,7 @@ class Gate:
         async with self._admitted(place, Kind.STORE, _patience_of(asked), inf, is_awaited=is_awaited) as left_s:
             for each in asked:
                 each.is_out = True
+            join_sessions([each.session for each in asked])
             if len(asked) == 1:
                 return [await self._store.write(place, PUT, *asked[0].arguments, timeout_s=left_s)]
             rows = await self._store.write(place, PUTS, *puts_arguments(asked), timeout_s=left_s)
@@ -315,6 +316,8 @@ def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _by_s(patience: Patience, timeout_s: float) -> float:
+def _asked(arguments: tuple[object, ...], patience: Patience, timeout_s: float, *, is_awaited: bool = False) -> Asked:
+    """The question of the request that this task answers."""
     now_s = _now_s()
-    return min(patience.by_s or now_s, now_s + timeout_s)
+    by_s = min(patience.by_s or now_s, now_s + timeout_s)
+    return Asked(arguments, by_s, session_of_request(), is_awaited)

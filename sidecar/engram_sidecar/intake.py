@@ -14,9 +14,11 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from engram_contract.names import CONSISTENCY_HEADER, SESSION_HEADER
 from engram_contract.policy import Limits
 from engram_sidecar import jsontext
 from engram_sidecar.audit import Subject
+from engram_sidecar.consistency import Floors, Session, begin_session
 from engram_sidecar.errors import BadRequest, Flaw, TooLarge, Unprocessable
 from engram_sidecar.patience import of_request
 from engram_sidecar.problems import Problem, problem
@@ -36,11 +38,17 @@ class Call:
 
     request: web.BaseRequest
     started_s: float  # monotonic
+    session: Session
     route: tuple[str, str] = NO_ROUTE  # method, template of the path
     path_id: str = ""
     body_digest: str = ""  # of what was read of the body
     subject: Subject = field(default_factory=Subject)
     parts: Sequence[tuple[str, int, Subject]] = ()
+
+    def read_session(self) -> None:
+        """Takes the session's token and the asked consistency from the headers. Raises BadRequest."""
+        said = self.request.headers
+        self.session.read_headers(said.getall(CONSISTENCY_HEADER, []), said.getall(SESSION_HEADER, []))
 
 
 class Answered(Exception):
@@ -60,14 +68,15 @@ def problem_response(found: Problem) -> web.Response:
 class Intake:
     """Reads requests within the limits."""
 
-    def __init__(self, limits: Limits, body_timeout_s: float, now_s: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, body_timeout_s: float, now_s: Callable[[], float], floors: Floors) -> None:
         self.limits = limits
         self.now_s = now_s
         self._body_timeout_s = body_timeout_s
+        self._floors = floors
 
     def begin(self, request: web.BaseRequest) -> Call:
-        """A request of which nothing is read yet."""
-        return Call(request, self.now_s())
+        """A request of which nothing is read yet; this task answers it from now on."""
+        return Call(request, self.now_s(), begin_session(self._floors))
 
     def query(self, call: Call, names: tuple[str, ...], repeated: tuple[str, ...] = ()) -> dict[str, list[str]]:
         """The query's parameters. Raises BadRequest, Unprocessable for an unknown or repeated one."""

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engram_sidecar.breaker import State
+from engram_sidecar.consistency import Level
 from engram_sidecar.gate import Kind, Shown
 from engram_sidecar.recent import Recent
 
@@ -114,6 +115,17 @@ class Metrics:
         self._replayed = Counter(
             "engram_idempotent_replays", "Writes whose first outcome was told again.", registry=self.registry
         )
+        self._reads = Counter(
+            "engram_reads", "Questions that a replica might answer, by who was asked.", ("source", "consistency"),
+            registry=self.registry,
+        )  # fmt: skip
+        self._replica_lags = Gauge(
+            "engram_replica_lag_seconds",
+            "At most so long ago was written what the replica lacks, of shards that are being read.",
+            ("shard", "node"),
+            registry=self.registry,
+        )
+        self._lags: Callable[[], Iterable[tuple[str, str, float]]] = tuple
         self._seal_refused = Counter(
             "engram_sealed_refused", "Encrypted memories that were not opened.", ("reason",), registry=self.registry
         )
@@ -152,6 +164,14 @@ class Metrics:
             self._memories.labels(kind).set(memories[kind])
         if rest := common[NAMED_TYPES:]:
             self._memories.labels("").set(sum(memories[kind] for kind in rest))
+
+    def watch_replicas(self, lags: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
+        """Asks at every scrape how far behind the replicas are."""
+        self._lags = lags
+
+    def count_read(self, is_by_replica: bool, level: Level) -> None:  # noqa: FBT001  as who asks tells it
+        """Counts a read by who was asked for it."""
+        self._reads.labels("replica" if is_by_replica else "primary", level.value).inc()
 
     def count_shed(self, kind: Kind) -> None:
         """Counts a question that was turned away."""
@@ -233,6 +253,9 @@ class Metrics:
             self._connections.labels(shard, node, "used").set(used)
         for shard, count in self._waiting().items():
             self._waiting_writes.labels(shard).set(count)
+        self._replica_lags.clear()
+        for shard, node, behind_s in self._lags():
+            self._replica_lags.labels(shard, node).set(behind_s)
         self._waiting_requests.clear()
         for (shard, node), count in self._queued().items():
             self._waiting_requests.labels(shard, node).set(count)

@@ -1,18 +1,53 @@
 """The interface's description (OpenAPI 3.1), built from the limits in force, so it cannot say other numbers. Pure."""
 
+from collections.abc import Sequence
 from typing import Final
 
-from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER, REPLAYED_HEADER
+from engram_contract.names import (
+    CONFIG_HEADER,
+    CONSISTENCY_HEADER,
+    IDEMPOTENCY_HEADER,
+    REPLAYED_HEADER,
+    SESSION_HEADER,
+)
 from engram_contract.policy import Limits
+from engram_contract.session import MAX_CHARS
+from engram_sidecar.consistency import Level
 from engram_sidecar.openapi_schemas import ID_PATTERN, Schema, ref, schemas, text, write_members
 from engram_sidecar.reports import DEFAULT_AUDIT_ENTRIES, MAX_AUDIT_ENTRIES
 
-_CONFIG: Final = {
+_HEADERS: Final = {
     CONFIG_HEADER: {
         "description": "Which configuration was in force when the request came; keys only if data is encrypted.",
         "schema": {"type": "string", "examples": ["map=3, policy=7, credentials=2, keys=1"]},
-    }
+    },
+    SESSION_HEADER: {
+        "description": "What the session has written and seen so far, to be sent with its next request; of shards "
+        "that have replicas, so perhaps absent.",
+        "schema": {"type": "string", "maxLength": MAX_CHARS},
+    },
+    "Age": {
+        "description": "What was written longer ago than so many seconds was seen; of reads where there are replicas.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
 }
+
+
+_SESSION: Final = [
+    {
+        "name": SESSION_HEADER,
+        "in": "header",
+        "description": f"Tokens of earlier answers, separated by commas: each at most {MAX_CHARS} characters.",
+        "schema": {"type": "string", "pattern": "^[-_A-Za-z0-9, ]*$"},
+    },
+    {
+        "name": CONSISTENCY_HEADER,
+        "in": "header",
+        "description": "What a read has to see: all that its session wrote and saw, all that was written before it "
+        "began, or all that was written before the age that the answer tells.",
+        "schema": {"type": "string", "enum": [level.value for level in Level], "default": Level.SESSION.value},
+    },
+]
 
 
 def _parameter(name: str, schema: Schema, *, where: str = "query", required: bool = False) -> Schema:
@@ -35,12 +70,17 @@ def _body(name: str, *, merge: bool = False) -> Schema:
 
 
 def _operation(
-    operation_id: str, summary: str, answers: dict[int, str | None], problems: tuple[int, ...], **members: object
+    operation_id: str,
+    summary: str,
+    answers: dict[int, str | None],
+    problems: tuple[int, ...],
+    parameters: Sequence[Schema] = (),
+    **members: object,
 ) -> Schema:
     """An operation; `answers` maps status -> schema of the body, None for no body."""
     responses: dict[str, Schema] = {}
     for status, schema in answers.items():
-        described: Schema = {"description": summary, "headers": dict(_CONFIG)}
+        described: Schema = {"description": summary, "headers": dict(_HEADERS)}
         if schema is not None:
             described["content"] = {"application/json": {"schema": ref(schema)}}
         if schema in {"Memory", "Stored"}:
@@ -51,9 +91,10 @@ def _operation(
             }  # fmt: skip
         responses[str(status)] = described
     for status in (*problems, 403, 421, 500, 503, 504):
-        empty: Schema = {"description": "Problem", "headers": dict(_CONFIG), "content": {}}
+        empty: Schema = {"description": "Problem", "headers": dict(_HEADERS), "content": {}}
         responses.setdefault(str(status), empty)["content"]["application/problem+json"] = {"schema": ref("Problem")}
-    return {"operationId": operation_id, "summary": summary, "responses": responses, **members}
+    asked = [*parameters, *_SESSION]
+    return {"operationId": operation_id, "summary": summary, "responses": responses, "parameters": asked, **members}
 
 
 def openapi_document(limits: Limits) -> Schema:

@@ -1,14 +1,15 @@
 -- Every query that the data plane asks, by name. The tenant is always the login, never a parameter.
 
 -- name: get_memories
--- For each asked (slot, id) in order: whether this shard owns the slot, and the live memory or nulls. One snapshot.
-SELECT EXISTS (
+-- For each asked (slot, id) in order: whether this shard owns the slot, and the live memory or nulls. One snapshot, and how far
+-- the node was in the log when it was taken, or a little further.
+SELECT p.is_replica, p.timeline, p.seen_lsn, EXISTS (
            SELECT FROM engram.ownership o
            WHERE o.tenant = current_user::text AND asked.slot BETWEEN o.first_slot AND o.last_slot
        ) AS owned,
        m.slot, m.id, m.namespace, m.key, m.type, m.user_id, m.agent_id, m.session_id, m.content, m.value::text AS value,
        m.sealed, m.importance, m.created, m.updated, m.expires, m.version
-FROM unnest($1::int[], $2::uuid[]) WITH ORDINALITY asked (slot, id, place)
+FROM engram.node_position() p, unnest($1::int[], $2::uuid[]) WITH ORDINALITY asked (slot, id, place)
 LEFT JOIN engram.memories m
     ON m.tenant = current_user::text AND m.slot = asked.slot AND m.id = asked.id
     AND (m.expires IS NULL OR m.expires > now())
@@ -105,19 +106,19 @@ SELECT c.slot, c.asked, c.outcomes::text AS outcomes FROM engram.claim_key($1, $
 SELECT engram.keep_outcomes($1, $2, $3, $4);
 
 -- name: list_memories
--- The newest memories of a selection, below a cursor.
-SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,
+-- The newest memories of a selection, below a cursor, and how far the node was in the log; without any, one row of nulls.
+SELECT p.is_replica, p.timeline, p.seen_lsn, f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,
        f.sealed, f.importance, f.created, f.updated, f.expires, f.version, f.score, f.is_cut
-FROM engram.list_memories(
-    $1, $2, $3, $4, $5, $6, $7::text::jsonpath, $8::text::jsonpath, $9, $10::text::tsquery, $11, $12, $13, $14, $15) f;
+FROM engram.node_position() p LEFT JOIN engram.list_memories(
+    $1, $2, $3, $4, $5, $6, $7::text::jsonpath, $8::text::jsonpath, $9, $10::text::tsquery, $11, $12, $13, $14, $15) f ON true;
 
 -- name: search_memories
--- The best memories of a selection for a ranking.
-SELECT f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,
+-- The best memories of a selection for a ranking, and how far the node was in the log; without any, one row of nulls.
+SELECT p.is_replica, p.timeline, p.seen_lsn, f.slot, f.id, f.namespace, f.key, f.type, f.user_id, f.agent_id, f.session_id, f.content, f.value::text AS value,
        f.sealed, f.importance, f.created, f.updated, f.expires, f.version, f.score, f.is_cut
-FROM engram.search_memories(
+FROM engram.node_position() p LEFT JOIN engram.search_memories(
     $1::text::tsquery, $2::text[]::tsquery[], $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonpath,
-    $13::text::jsonpath, $14, $15::text::tsquery, $16, $17, $18) f;
+    $13::text::jsonpath, $14, $15::text::tsquery, $16, $17, $18) f ON true;
 
 -- name: count_lexemes
 -- In how many memories each lexeme stands: exact below the cap, an estimate above.
@@ -135,6 +136,15 @@ WHERE m.tenant = current_user::text AND (m.expires IS NULL OR m.expires > now())
 -- name: get_map
 -- The newest map of the tenant that this shard knows.
 SELECT s.map::text AS map FROM engram.shard_map s WHERE s.tenant = current_user::text;
+
+-- name: node_position
+-- How far the node is in the log of changes: after a commit, at least where that ended.
+SELECT p.is_replica, p.timeline, p.lsn FROM engram.node_position() p;
+
+-- name: look_node
+-- What a node is, how far it surely is in the log, and the epoch of the tenant's map there; null if it has none.
+SELECT p.is_replica, p.timeline, p.lsn, s.epoch
+FROM engram.node_position() p LEFT JOIN engram.shard_map s ON s.tenant = current_user::text;
 
 -- name: report_sidecar
 -- Keeps which configuration a pod's sidecar has in force: pod, its uid, agent, epoch, generations of policy, credentials and keys.

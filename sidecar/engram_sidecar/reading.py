@@ -18,9 +18,9 @@ from typing import Final
 
 from engram_sidecar import judging
 from engram_sidecar.errors import KeyMissing, SealBroken
-from engram_sidecar.records import Hit, Memory, Selection
+from engram_sidecar.records import Hit, Memory, Selection, to_memory
 from engram_sidecar.sealing import Sealer
-from engram_sidecar.store import Place, Row, to_memory
+from engram_sidecar.store import Place, Row
 
 MAX_ROWS: Final = 20_000  # of one shard for one request: about 10 us each to fetch, open and judge
 MAX_BYTES: Final = 8 << 20

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final, Protocol
 
 from engram_contract.placement import Name
 from engram_contract.shardmap import Shard
@@ -213,3 +213,31 @@ class ShardReport:
     shard: Shard
     memories: int | None = None
     error: str | None = None
+
+
+class Columns(Protocol):
+    """A row of an answer: its values by the names of their columns."""
+
+    def __getitem__(self, name: str, /) -> Any:  # noqa: ANN401  the columns have their own types
+        """The value."""
+
+
+def to_memory(row: Columns) -> Memory:
+    """The record in a row of get_memories, list_memories, search_memories or lock_stale; sealed if it was stored so."""
+    return Memory(
+        id=MemoryId(row["slot"], row["id"]),
+        namespace=tuple(row["namespace"]),
+        key=row["key"],
+        type=row["type"],
+        user=row["user_id"],
+        agent=row["agent_id"],
+        session=row["session_id"],
+        content=row["content"],
+        value=row["value"],
+        importance=row["importance"],
+        created=row["created"],
+        updated=row["updated"],
+        expires=row["expires"],
+        version=row["version"],
+        sealed=row["sealed"],
+    )

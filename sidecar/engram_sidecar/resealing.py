@@ -27,9 +27,9 @@ from engram_sidecar import routing
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.errors import KeyMissing, QuotaExceeded, SealBroken, ShardUnavailable, SlotMoved
 from engram_sidecar.metrics import Metrics
-from engram_sidecar.records import Draft, Memory
+from engram_sidecar.records import Draft, Memory, to_memory
 from engram_sidecar.sealing import Sealer, Vault
-from engram_sidecar.store import Asks, Collision, Place, Row, Transaction, to_memory
+from engram_sidecar.store import Asks, Collision, Place, Row, Transaction
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Which shards and nodes a request asks. Pure: map and request in, places out.
 
-Writes and, in this version, reads go to the primary, so a caller always reads its own writes. A place is taken from
-the map anew for every request; nothing here remembers.
+What is answered here is the primary's place; replicas.py may ask a replica instead. A place is taken from the map anew
+for every request; nothing here remembers.
 """
 
 from engram_contract.placement import user_slot
@@ -16,6 +16,11 @@ MAINTENANCE = "maintenance"
 def primary(shard: Shard) -> Place:
     """The place of a shard's primary."""
     return Place(shard.id, shard.nodes[0], shard.database)
+
+
+def members(shard: Shard) -> dict[str, Place]:
+    """The places of a shard's nodes by their own names; none if it has no replicas."""
+    return {node.name: Place(shard.id, node, shard.database) for node in shard.members}
 
 
 def home(shard_map: ShardMap) -> Place:

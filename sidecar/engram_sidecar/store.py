@@ -1,4 +1,4 @@
-"""The data plane's door to Postgres: one small pool per node, named queries, rows to records, failures to our errors.
+"""The data plane's door to Postgres: one small pool per node, named queries, failures to our errors.
 
 Promises
 1. A connection is opened when it is first needed and closed when idle; nothing is asked twice behind the caller's back.
@@ -11,18 +11,18 @@ SlotMoved, QuotaExceeded. All but OutcomeUnknown of a write had no effect.
 import asyncio
 import json
 import logging
-import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import asyncpg
 
 from engram_contract.credentials import Credentials
 from engram_contract.names import FENCE_SQLSTATE, QUOTA_SQLSTATE
+from engram_contract.session import UNKNOWN, Position
 from engram_contract.shardmap import Node
-from engram_contract.slots import MemoryId
+from engram_sidecar.consistency import session_of_request
 from engram_sidecar.errors import (
     DeadlineExceeded,
     NodeRefused,
@@ -32,13 +32,14 @@ from engram_sidecar.errors import (
     SlotMoved,
 )
 from engram_sidecar.queries import QUERIES
-from engram_sidecar.records import Memory
+from engram_sidecar.trust import ssl_of
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_PER_NODE: Final = 2  # of 1,000 pods that is 2,000 backends; more would not answer faster from one loop
 IDLE_CLOSE_S: Final = 60.0
 CONNECT_TIMEOUT_S: Final = 3.0
+POSITION_TIMEOUT_S: Final = 1.0
 COLLISION_ATTEMPTS: Final = 3  # a deadlock needs two; a third try is already rare
 
 Row = asyncpg.Record
@@ -55,6 +56,7 @@ _REFUSED = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.SerializationError,  # of a replica: what it replays took the rows away that the query looked at
 )
 
 
@@ -116,7 +118,7 @@ class Store:
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        self._ssl = _ssl(credentials)
+        self._ssl = ssl_of(credentials)
         self.is_locked_out = False  # a server refused all passwords, and none took one since
         self._password = credentials.passwords[0]  # the one that opened the last connection is tried first
         self._pools: dict[Place, _Pool] = {}
@@ -136,7 +138,7 @@ class Store:
         has_new_ca = credentials.ca != self._credentials.ca
         self._credentials = credentials
         if has_new_ca:
-            self._ssl = _ssl(credentials)
+            self._ssl = ssl_of(credentials)
             self.forget(())
 
     async def close(self) -> None:
@@ -209,6 +211,11 @@ class Store:
             finally:
                 await pool.release(connection)
 
+    async def renew(self, place: Place) -> None:
+        """New questions go over new connections: a Service leads to a new primary, open ones stay with the old one."""
+        with await self._pool(place) as pool:
+            await pool.expire_connections()
+
     async def read(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query."""
         deadline_s = _now_s() + timeout_s
@@ -229,7 +236,9 @@ class Store:
             try:
                 async with self._session(place, _left_s(deadline_s)) as connection:
                     with _write_errors(place):
-                        return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
+                        rows = await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
+                    await _tell_position(connection, place, deadline_s)
+                    return rows
             except Collision:
                 continue
         raise NodeRefused(place.shard, "too many writers of the same memory")
@@ -243,10 +252,7 @@ class Store:
             with _write_errors(place):
                 async with connection.transaction():
                     yield Transaction(connection, deadline_s)
-
-
-def _ssl(credentials: Credentials) -> ssl.SSLContext | Literal["prefer"]:
-    return ssl.create_default_context(cadata=credentials.ca) if credentials.ca else "prefer"
+            await _tell_position(connection, place, deadline_s)
 
 
 async def _acquired(pool: "asyncpg.Pool[Row]", place: Place, timeout_s: float) -> Connection:
@@ -269,6 +275,26 @@ def _check_primary(connection: Connection, place: Place) -> None:
     """
     if getattr(connection.get_settings(), "in_hot_standby", "off") == "on":
         raise ShardUnavailable(place.shard, "the node is not the primary") from asyncpg.ReadOnlySQLTransactionError()
+
+
+async def _tell_position(connection: Connection, place: Place, deadline_s: float) -> None:
+    """Tells the request's session where a write that was just committed ended, or that this is not known.
+
+    In a statement of its own, as the commit stands behind everything that the write's could ask; and of the server that
+    committed, as another connection may lead to another one. Nothing of it fails the write.
+    """
+    session = session_of_request()
+    if not session.has_replicas(place.shard):
+        return
+    position, ticket = UNKNOWN, session.ticket()
+    try:
+        timeout_s = min(_left_s(deadline_s), POSITION_TIMEOUT_S)
+        [row] = await connection.fetch(QUERIES["node_position"], timeout=timeout_s)
+        if not row["is_replica"]:
+            position = Position(row["timeline"], row["lsn"])
+    except (TimeoutError, OSError, *_DRIVER, asyncpg.PostgresError) as error:
+        log.warning("no position of a write", extra={"shard": place.shard, "reason": type(error).__name__})
+    session.reached(place.shard, position, ticket)
 
 
 def _now_s() -> float:
@@ -372,24 +398,3 @@ def _short(error: BaseException) -> str:
             return "connection refused"
         case _:
             return "connection lost"
-
-
-def to_memory(row: Row) -> Memory:
-    """The record in a row of get_memories, list_memories, search_memories or lock_stale; sealed if it was stored so."""
-    return Memory(
-        id=MemoryId(row["slot"], row["id"]),
-        namespace=tuple(row["namespace"]),
-        key=row["key"],
-        type=row["type"],
-        user=row["user_id"],
-        agent=row["agent_id"],
-        session=row["session_id"],
-        content=row["content"],
-        value=row["value"],
-        importance=row["importance"],
-        created=row["created"],
-        updated=row["updated"],
-        expires=row["expires"],
-        version=row["version"],
-        sealed=row["sealed"],
-    )

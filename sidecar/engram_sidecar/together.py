@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 from uuid import UUID
 
+from engram_sidecar.consistency import Session
 from engram_sidecar.store import Row
 from engram_sidecar.writes import run_arguments
 
@@ -19,10 +20,11 @@ PUTS: Final = "put_memories"
 
 @dataclass(slots=True)
 class Asked:
-    """One request's question: its arguments, and until when on the loop's clock it waits for the answer."""
+    """One request's question: its arguments, until when on the loop's clock it waits for the answer, its session."""
 
     arguments: tuple[object, ...]
     by_s: float
+    session: Session
     is_awaited: bool = False  # it waits for a primary
     is_out: bool = False  # the node has been asked
 

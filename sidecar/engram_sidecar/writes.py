@@ -28,9 +28,21 @@ from engram_sidecar.errors import (
 )
 from engram_sidecar.idempotency import Claim, claim_key, keep_outcomes
 from engram_sidecar.indexing import Indexed
-from engram_sidecar.records import Conditions, Delete, Draft, ETag, Get, Memory, Operation, Patch, Put, Replay
+from engram_sidecar.records import (
+    Conditions,
+    Delete,
+    Draft,
+    ETag,
+    Get,
+    Memory,
+    Operation,
+    Patch,
+    Put,
+    Replay,
+    to_memory,
+)
 from engram_sidecar.sealing import Sealer
-from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction, to_memory
+from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3

@@ -33,6 +33,7 @@ from engram import (
 )
 from engram.answers import Answer, decode, error_of
 from engram.discovery import base_url
+from engram_contract.session import Position, Token, mark_of
 
 ID = "0a1b-01890a5d-ac96-774b-bcce-b302099a8057"
 BODY: dict[str, Any] = {
@@ -193,6 +194,34 @@ def test_what_json_cannot_say_is_refused_before_it_is_sent(value: object, pointe
 def test_a_name_or_etag_that_http_cannot_carry_is_refused_before_it_is_sent(build: Any) -> None:  # noqa: ANN401
     with pytest.raises(Refused, match="not sent"):
         build()
+
+
+def token(lsn: int, shard: str = "s0") -> Token:
+    return Token(1, {mark_of(shard): Position(1, lsn)})
+
+
+def test_the_next_request_sends_what_the_answer_said_of_the_session() -> None:
+    sent = Token()
+    assert protocol.session_headers(sent, None) == ()
+    known = protocol.next_token(sent, sent, str(token(5)))
+    assert protocol.session_headers(known, "strong") == (
+        ("Engram-Session", str(token(5))),
+        ("Engram-Consistency", "strong"),
+    )
+    assert protocol.next_token(known, known, None) is known
+    assert protocol.next_token(known, known, str(token(3))) == token(3), "the sidecar has the last word"
+
+
+def test_answers_that_cross_lose_nothing_of_each_other() -> None:
+    sent = Token()
+    first = protocol.next_token(sent, sent, str(token(9)))
+    assert protocol.next_token(first, sent, str(token(7))) == token(9)
+    both = protocol.next_token(first, sent, str(token(4, "s1")))
+    assert both.positions == {**token(9).positions, **token(4, "s1").positions}
+
+
+def test_a_token_that_this_client_cannot_read_leaves_the_one_it_has() -> None:
+    assert protocol.next_token(token(5), token(5), "of another release") == token(5)
 
 
 def test_a_memory_is_read_with_its_types() -> None:

@@ -14,6 +14,7 @@ from engram_operator.manifests.tenant import Stored
 from engram_operator.plan.conditions import time_of
 from engram_operator.plan.login import Login
 from engram_operator.plan.observed import Silence
+from engram_operator.plan.places import members_of, places_of
 from engram_operator.plan.quotas import Amount, Holding
 from engram_operator.plan.sidecars import Generations, Report
 from engram_operator.plan.steps import Apply, PublishMap, Step, Wait
@@ -24,7 +25,6 @@ from engram_operator.plan.tenant import (
     TenantPlan,
     TenantRound,
     build_tenant_status,
-    places_of,
     plan_tenant,
     refused_tenant_status,
     reports_of,
@@ -69,6 +69,44 @@ def planned(
     observed: TenantObserved, *, spec: ClusterSpec | None = None, asked: TenantSpec | None = None, files: Files = FILES
 ) -> TenantPlan:
     return plan_tenant(asked or tenant(), spec or cluster(), observed, files)
+
+
+def test_shards_with_replicas_name_their_members_by_their_own_addresses() -> None:
+    spec = cluster(replicas=2)
+    observed = replace(seen(s0=FRESH, s1=FRESH), members=members_of(spec))
+    shard_map = planned(observed, spec=spec).shard_map
+    assert shard_map is not None
+    [node] = shard_map.shard("s0").nodes
+    assert (node.host, node.port) == ("mem-s0-rw.ns.svc", 5432)
+    assert [(each.name, each.host, each.port) for each in shard_map.shard("s0").members] == [
+        (f"mem-s0-{index}", f"mem-s0-{index}.mem-pods.ns.svc", 5432) for index in range(3)
+    ]
+
+
+def test_behind_a_pooler_members_are_reached_through_their_own_poolers() -> None:
+    ports = {each.port for nodes in members_of(cluster(pooler={"enabled": True})).values() for each in nodes}
+    assert ports == {6432}
+
+
+def test_a_shard_without_replicas_and_one_of_another_provider_have_no_members() -> None:
+    external = {
+        "provider": "External",
+        "external": [{"id": "s0", "secretRef": {"name": "dsn", "key": "url"}}],
+        "shards": 1,
+    }
+    assert members_of(cluster(replicas=0)) == members_of(cluster(**external)) == {}
+
+
+def test_more_replicas_are_a_new_epoch_and_move_no_slot() -> None:
+    few, many = cluster(), cluster(replicas=2)
+    observed = replace(seen(s0=FRESH, s1=FRESH), members=members_of(few))
+    before = planned(observed, spec=few).shard_map
+    assert before is not None
+    told = seen(s0=settled(before), s1=settled(before))
+    after = planned(replace(told, members=members_of(many)), spec=many).shard_map
+    assert after is not None
+    assert (after.epoch, after.ranges) == (before.epoch + 1, before.ranges)
+    assert [len(shard.members) for shard in (*before.shards, *after.shards)] == [2, 2, 3, 3]
 
 
 def kinds(steps: tuple[Step, ...]) -> list[str]:

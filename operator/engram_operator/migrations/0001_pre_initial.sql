@@ -17,6 +17,12 @@ BEGIN
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         EXECUTE format('GRANT engram_owner TO %I WITH INHERIT TRUE, SET TRUE', current_user);
     END IF;
+    -- The timeline that a replica receives is told to few (engram.node_position). Where this may not be given no replica is read.
+    BEGIN
+        GRANT pg_read_all_stats TO engram_owner;
+    EXCEPTION WHEN insufficient_privilege THEN
+        NULL;
+    END;
 END $$;
 
 -- A tenant's role connects to the databases that it was granted, sees no other schema and makes nothing.
@@ -224,6 +230,27 @@ BEGIN
         SELECT m.term_count FROM engram.memories m
         WHERE m.tenant = session_user::text ORDER BY m.created DESC, m.id DESC LIMIT 1000) n);
 END $$;
+
+-- How far this server is in the log of changes. `lsn`: all that was committed before it is visible to whoever asks next. `seen_lsn`:
+-- nothing is visible to who asks now that was committed behind it; so it is for the statement whose snapshot was taken before the call.
+-- Of a replica that replays, the record after `lsn` may be visible already: a server that is one byte further has all of that record.
+-- `timeline` is null of a replica that receives nothing at the moment.
+CREATE FUNCTION engram.node_position(OUT is_replica boolean, OUT timeline bigint, OUT lsn bigint, OUT seen_lsn bigint)
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    is_replica := pg_is_in_recovery();
+    IF is_replica THEN
+        lsn := pg_last_wal_replay_lsn() - '0/0';
+        seen_lsn := lsn + (pg_last_wal_receive_lsn() - '0/0' IS DISTINCT FROM lsn)::int;
+        timeline := (SELECT r.received_tli FROM pg_stat_wal_receiver r WHERE r.status = 'streaming');
+    ELSE
+        lsn := pg_current_wal_flush_lsn() - '0/0';
+        seen_lsn := lsn;
+        timeline := ('x' || lpad(left(pg_walfile_name('0/0'::pg_lsn + lsn), 8), 16, '0'))::bit(64)::bigint;
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION engram.node_position FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION engram.node_position TO engram_tenant;
 
 -- Refuses a list or a search by a map that is older than this shard's: slots may have moved to a shard that it lacks.
 CREATE FUNCTION engram.check_epoch(known_epoch bigint) RETURNS void

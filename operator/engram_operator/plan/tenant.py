@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from engram_contract.credentials import Keyring
-from engram_contract.names import POOLER_PORT, POSTGRES_PORT, TENANT_LABEL, tenant_objects, tenant_role
+from engram_contract.names import TENANT_LABEL, tenant_objects, tenant_role
 from engram_contract.policy import Policy
 from engram_contract.shardmap import BadMap, NoActiveShard, Node, Shard, ShardMap, ShardState
-from engram_contract.spec import ClusterSpec, Provider, TenantSpec
-from engram_operator.manifests.names import ClusterNames
+from engram_contract.spec import ClusterSpec, TenantSpec
 from engram_operator.manifests.tenant import build_tenant_config, build_tenant_secret
 from engram_operator.manifests.terms import FILE_GRACE_S
 from engram_operator.plan.conditions import Verdict, build_condition, time_of
@@ -75,13 +74,17 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class TenantObserved:
-    """The tenant, its cluster, and what the shards and its own objects say. `places` are dialled by sidecars."""
+    """The tenant, its cluster, and what the shards and its own objects say.
+
+    Sidecars dial `places`, each shard's primary, and to read `members`: all servers of a shard that has replicas.
+    """
 
     resource: Manifest
     shards: Mapping[str, OnShard | Silence]
     places: Mapping[str, Node]
     secret: Manifest | None
     config: Manifest | None
+    members: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
     has_cache_user: bool = True  # also where there is no cache of ours, or none that answers: it costs speed alone
 
     @property
@@ -129,7 +132,15 @@ def plan_tenant(tenant: TenantSpec, cluster: ClusterSpec, seen: TenantObserved, 
         # Who knows the newest map may be the one that is silent: a first map over it would be a second truth.
         return TenantPlan((_silence(silent),), None)
     shards = tuple(
-        Shard(each.id, database, (seen.places[each.id],), each.weight, each.state, each.residency)
+        Shard(
+            each.id,
+            database,
+            (seen.places[each.id],),
+            each.weight,
+            each.state,
+            each.residency,
+            seen.members.get(each.id, ()),
+        )
         for each in cluster.shards
         if each.id in seen.places
     )
@@ -224,18 +235,6 @@ def _taken(kind: str, tenant: TenantSpec) -> Wait:
 def _silence(silent: Mapping[str, str]) -> Wait:
     said = "; ".join(f"{shard}: {reason}" for shard, reason in sorted(silent.items()))
     return Wait("ShardSilent", said, 5.0, is_fault=True)
-
-
-def places_of(spec: ClusterSpec) -> dict[str, Node]:
-    """Where sidecars reach the primary of each shard of a Managed cluster, by the Service that follows it."""
-    if spec.provider is not Provider.MANAGED:
-        return {}
-    names = ClusterNames(spec.name, spec.namespace)
-    port = POOLER_PORT if spec.pooler.enabled else POSTGRES_PORT
-    return {
-        shard.id: Node(names.shard(shard.id).rw, f"{names.shard(shard.id).rw}.{spec.namespace}.svc", port)
-        for shard in spec.shards
-    }
 
 
 def refused_tenant_status(resource: Manifest, reason: str, now_s: float) -> dict[str, Any]:

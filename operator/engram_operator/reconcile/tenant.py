@@ -36,6 +36,7 @@ from engram_operator.plan.login import Asked, cache_passwords, placed, plan_logi
 from engram_operator.plan.login import left_s as rotation_left_s
 from engram_operator.plan.members import seconds_of
 from engram_operator.plan.observed import Observed, Silence
+from engram_operator.plan.places import members_of, places_of
 from engram_operator.plan.steps import MendLogin, Step, Wait
 from engram_operator.plan.tenant import (
     Files,
@@ -43,7 +44,6 @@ from engram_operator.plan.tenant import (
     TenantObserved,
     TenantRound,
     build_tenant_status,
-    places_of,
     plan_tenant,
     refused_tenant_status,
     round_of,
@@ -222,6 +222,7 @@ class TenantReconciler:
             places=places,
             secret=secret,
             config=config,
+            members=members_of(subject.cluster),
             has_cache_user=await self._has_cache_user(subject, secret),
         )
 

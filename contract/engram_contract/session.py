@@ -1,0 +1,102 @@
+"""A session's token: how far a shard must have come before it shows its caller all that it wrote and saw.
+
+    token  =  version, epoch, then of each shard: mark of its id, timeline, LSN        as base64url without padding
+
+It is opaque to whoever carries it, and not trusted by who reads it: a made-up one costs its own caller freshness or
+time, and nobody else anything.
+
+Promises
+1. A token holds at most MAX_SHARDS shards, so its text is at most MAX_CHARS long.
+2. Whatever text comes in, `parse` gives a token or BadToken.
+3. `merged` knows the later position of each shard: what either session has seen, the merged one has.
+
+Pure; standard library only. LSN and timeline: PostgreSQL manual, sections 28.6 and 25.3.5.
+"""
+
+import base64
+import binascii
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final
+
+from engram_contract.kinds import MAX_INT64
+from engram_contract.shardmap import MAX_SHARDS
+
+_VERSION: Final = 1
+_HEAD: Final = struct.Struct(">BQ")
+_MARK_BYTES: Final = 8  # 128 ids share one with a chance of 1 in 10^15; then both wait for the later position
+_ENTRY: Final = struct.Struct(f">{_MARK_BYTES}sIQ")
+MAX_CHARS: Final = -(-(_HEAD.size + MAX_SHARDS * _ENTRY.size) * 4 // 3)
+
+
+class BadToken(ValueError):
+    """The text is no token of a session; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in a shard's log of changes. A timeline begins with each new primary; a later one orders behind all."""
+
+    timeline: int
+    lsn: int
+
+
+# Later than every other one: no replica has come so far, and only the primary tells where that is.
+UNKNOWN: Final = Position((1 << 32) - 1, (1 << 64) - 1)
+
+
+@cache
+def mark_of(shard_id: str) -> bytes:
+    """What a token calls a shard: ids are up to 32 characters, and a token travels with every request."""
+    return hashlib.blake2b(shard_id.encode(), digest_size=_MARK_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Mark of a shard -> the position it must have reached, and the highest epoch of a map that the session met."""
+
+    epoch: int = 0
+    positions: Mapping[bytes, Position] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """The token that `__str__` wrote. Raises BadToken."""
+        if len(text) > MAX_CHARS:
+            raise BadToken(f"has {len(text)} characters, more than {MAX_CHARS}")
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        except (ValueError, binascii.Error):
+            raise BadToken("is not the text of a token that a sidecar gave") from None
+        if len(raw) < _HEAD.size or raw[0] != _VERSION or (len(raw) - _HEAD.size) % _ENTRY.size:
+            raise BadToken("is not a token of a version that is known here")
+        _, epoch = _HEAD.unpack_from(raw)
+        if epoch > MAX_INT64:
+            raise BadToken(f"names an epoch beyond {MAX_INT64}")
+        entries = list(_ENTRY.iter_unpack(raw[_HEAD.size :]))
+        positions = {mark: Position(timeline, lsn) for mark, timeline, lsn in entries}
+        if len(positions) < len(entries):
+            raise BadToken("names a shard twice")
+        return cls(epoch, positions)
+
+    def __str__(self) -> str:
+        """The token as text; equal tokens give equal texts."""
+        entries = (_ENTRY.pack(mark, each.timeline, each.lsn) for mark, each in sorted(self.positions.items()))
+        raw = _HEAD.pack(_VERSION, self.epoch) + b"".join(entries)
+        return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+    def of(self, shard_id: str) -> Position | None:
+        """The shard's position, None if the session met no such shard."""
+        return self.positions.get(mark_of(shard_id))
+
+    def merged(self, other: "Token") -> "Token":
+        """The later position of each shard. Beyond MAX_SHARDS the other one's shards count: ours are of an old map."""
+        later = {**other.positions}
+        for mark, position in self.positions.items():
+            if mark in later:
+                later[mark] = max(position, later[mark])
+            elif len(later) < MAX_SHARDS:
+                later[mark] = position
+        return Token(max(self.epoch, other.epoch), later)
