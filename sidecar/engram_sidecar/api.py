@@ -35,6 +35,8 @@ from engram_sidecar.patience import begin_request
 from engram_sidecar.pipeline import Pipeline
 from engram_sidecar.problems import Problem, problem, to_problem
 from engram_sidecar.records import Conditions, Delete, Draft, Found, Hit, Patch, Put
+from engram_sidecar.timing import part
+from engram_sidecar.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Watch:
     metrics: Metrics
     trail: Trail
     checkup: Checkup
+    tracer: Tracer
 
 
 class Api:
@@ -67,6 +70,7 @@ class Api:
         self._metrics = watch.metrics
         self._trail = watch.trail
         self._checkup = watch.checkup
+        self._tracer = watch.tracer
         self._openapi = wire.encode(openapi_document(self._limits))
         # path -> method -> (operation as metrics and audit name it, handler). `{id}` stands for the last segment.
         self._routes: Mapping[str, Mapping[str, tuple[str, Handler]]] = {
@@ -96,6 +100,7 @@ class Api:
         """The response to any request."""
         config, call = self._in_force.config, self._intake.begin(request)
         begin_request()
+        exchange = self._tracer.begin(request.method, request.headers)
         operation = "none"
         try:
             check_host(request)
@@ -107,15 +112,16 @@ class Api:
             response = problem_response(to_problem(error))
         except (ConnectionError, asyncio.CancelledError):
             self._trail.record(operation, _GONE, call.subject)
+            exchange.end(call.route, _GONE, {}, self._intake.now_s() - call.started_s)
             raise  # the caller is gone
         except Exception as error:
             log.exception("request failed", extra={"operation": operation})
             response = problem_response(to_problem(error))
         response.headers[CONFIG_HEADER] = config.header
         is_success = response.status < _SERVER_ERROR or response.status == _QUOTA_EXCEEDED or operation == HEALTH
-        self._metrics.observe(
-            operation, call.route, response.status, call.started_s, self._intake.now_s(), is_success=is_success
-        )
+        ended_s = self._intake.now_s()
+        exchange.end(call.route, response.status, response.headers, ended_s - call.started_s)
+        self._metrics.observe(operation, call.route, response.status, call.started_s, ended_s, is_success=is_success)
         if call.parts:
             for part in call.parts:
                 self._trail.record(*part)
@@ -328,7 +334,9 @@ def _conditions(request: web.BaseRequest) -> Conditions:
 
 
 def _json_response(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=wire.encode(document), status=status, headers=headers, content_type="application/json")
+    with part("encode"):
+        body = wire.encode(document)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
 def _memory_response(hit: Hit, status: int, headers: Mapping[str, str] | None = None) -> web.Response:

