@@ -27,6 +27,7 @@ KIND: Final = "memory"
 # Beyond this AES-GCM would hold the loop for more than about .5 ms (64 KiB: 50 us, 1 MiB: .5 to 2 ms); beside it the
 # interpreter is free, as the cipher drops the GIL.
 INLINE_BYTES: Final = 262_144
+EACH_BYTES: Final = 8_192  # a short one and what is done around it take as long as so much of a long one
 
 Refusal = KeyMissing | SealBroken
 
@@ -91,7 +92,7 @@ class Sealer:
 
     async def _is_inline(self, size: int) -> bool:
         """True for what is short enough for the loop; of many short ones, other tasks go on between two."""
-        self._unpaused_bytes += size
+        self._unpaused_bytes += size + EACH_BYTES
         if self._unpaused_bytes > INLINE_BYTES:
             self._unpaused_bytes = 0
             await asyncio.sleep(0)

@@ -8,7 +8,7 @@ tag was wrong.
 3. A group leaves either all its writes or none; its reads see the state before it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Protocol
@@ -32,6 +32,7 @@ from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3
+STATEMENT_CHARS: Final = 1 << 20  # the driver encodes a statement's arguments in one go: some 6 ms
 
 # What an operation came to: the memory read or stored, None for one that was removed, or why not.
 Outcome = Memory | None | SidecarError
@@ -247,7 +248,9 @@ class _Group:
         await self._read(transaction)
         for kind, run in groupby(writes, key=lambda item: type(item[1])):
             if kind is Put:
-                await self._put_run(transaction, [(n, op) for n, op in run if isinstance(op, Put)])
+                puts = [(n, op) for n, op in run if isinstance(op, Put)]
+                for some in self._statements(puts):
+                    await self._put_run(transaction, some)
             else:
                 for number, operation in run:
                     await self._write(transaction, number, operation)
@@ -266,6 +269,19 @@ class _Group:
         memories = await fetch_memories(transaction.run, self._place, [get for _, get in gets])
         for (number, get), memory in zip(gets, memories, strict=True):
             self.outcomes[number] = await opened(self._rules.sealer, get, memory)
+
+    def _statements(self, puts: list[tuple[int, Put]]) -> Iterator[list[tuple[int, Put]]]:
+        """The puts of each statement, in order: at least one, and no more than STATEMENT_CHARS of text."""
+        some: list[tuple[int, Put]] = []
+        chars = 0
+        for number, put in puts:
+            size = len(put.draft.content) + len(put.draft.value) + len(self._indexed[number].terms)
+            if some and chars + size > STATEMENT_CHARS:
+                yield some
+                some, chars = [], 0
+            some.append((number, put))
+            chars += size
+        yield some
 
     async def _put_run(self, transaction: Transaction, puts: list[tuple[int, Put]]) -> None:
         """Consecutive puts in one statement. A row names its memory, so a missing one tells which put failed."""
