@@ -33,6 +33,7 @@ from engram_contract.names import (
     ENV_HOST,
     ENV_HTTP_PORT,
     ENV_LOG_LEVEL,
+    ENV_OTLP_ENDPOINT,
     ENV_POD_NAME,
     ENV_POD_UID,
     ENV_SERVICE_ACCOUNT,
@@ -68,11 +69,12 @@ MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What an installation decides about each sidecar. `resources` is a ResourceRequirements."""
+    """What an installation decides about each sidecar. `resources`: ResourceRequirements; no endpoint, no traces."""
 
     image: str
     pull_policy: str
     resources: Manifest
+    otlp_endpoint: str = ""
 
 
 def build_container(sidecar: Sidecar, tuning: Tuning) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def build_container(sidecar: Sidecar, tuning: Tuning) -> dict[str, Any]:
         "image": sidecar.image,
         "imagePullPolicy": sidecar.pull_policy,
         "restartPolicy": "Always",
-        "env": _sidecar_environment(tuning),
+        "env": _sidecar_environment(sidecar, tuning),
         "ports": [{"name": ADMIN_PORT_NAME, "containerPort": port, "protocol": "TCP"}],
         "startupProbe": _probe("/readyz", port, period_s=1, tries=STARTUP_TRIES),
         # Lax: a stall is no reason for a restart, which would only drop warm connections and caches.
@@ -103,13 +105,14 @@ def build_container(sidecar: Sidecar, tuning: Tuning) -> dict[str, Any]:
     }
 
 
-def _sidecar_environment(tuning: Tuning) -> list[dict[str, Any]]:
+def _sidecar_environment(sidecar: Sidecar, tuning: Tuning) -> list[dict[str, Any]]:
     """What the sidecar is told; what it is not told has the sidecar's own default."""
     tuned = {
         ENV_HTTP_PORT: str(tuning.http_port) if tuning.http_port != HTTP_PORT else "",
         ENV_ADMIN_PORT: str(tuning.admin_port) if tuning.admin_port != ADMIN_PORT else "",
         ENV_LOG_LEVEL: tuning.log_level,
         ENV_DRAIN_S: "" if tuning.drain_s is None else str(tuning.drain_s),
+        ENV_OTLP_ENDPOINT: sidecar.otlp_endpoint,
     }
     return [
         {"name": ENV_CONFIG_DIR, "value": CONFIG_DIR},

@@ -23,6 +23,7 @@ from engram_contract.names import (
     ENV_PULL_SECRETS,
     ENV_REDIS_IMAGE,
     ENV_SIDECAR_IMAGE,
+    ENV_SIDECAR_OTLP,
     ENV_SIDECAR_PULL_POLICY,
     ENV_SIDECAR_RESOURCES,
     ENV_TLS_SECRET,
@@ -161,6 +162,7 @@ def _sidecar(environ: Mapping[str, str]) -> Sidecar:
         image=_text(environ, ENV_SIDECAR_IMAGE),
         pull_policy=_pull_policy(environ, ENV_SIDECAR_PULL_POLICY),
         resources=_resources(environ),
+        otlp_endpoint=_otlp_endpoint(environ),
     )
 
 
@@ -242,6 +244,14 @@ def _pull_policy(environ: Mapping[str, str], name: str) -> str:
     text = environ.get(name) or "IfNotPresent"
     if text not in PULL_POLICIES:
         raise BadSettings(f"{name} must be one of {', '.join(PULL_POLICIES)}, not {text[:20]!r}")
+    return text
+
+
+def _otlp_endpoint(environ: Mapping[str, str]) -> str:
+    """Where sidecars send their traces; empty for nowhere."""
+    text = environ.get(ENV_SIDECAR_OTLP, "")
+    if text and re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text) is None:
+        raise BadSettings(f"{ENV_SIDECAR_OTLP} must be an http or https URL without a password, not {text[:20]!r}")
     return text
 
 

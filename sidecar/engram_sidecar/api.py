@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER, REPLAYED_HEADER
+from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER
 from engram_contract.slots import MemoryId
 from engram_sidecar import reports, wire
 from engram_sidecar.audit import Trail, batch_parts
@@ -26,8 +26,7 @@ from engram_sidecar.checkup import Checkup
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, NotFound, PreconditionFailed, SidecarError, Unprocessable
 from engram_sidecar.etags import parse_tags, write_conditions
-from engram_sidecar.health import Status
-from engram_sidecar.idempotency import CREATED, Once, Write, parse_key, status_of
+from engram_sidecar.idempotency import Once, Write, parse_key
 from engram_sidecar.intake import Answered, Call, Intake, check_host, problem_response
 from engram_sidecar.ledger import Ledger
 from engram_sidecar.metrics import Metrics
@@ -36,13 +35,24 @@ from engram_sidecar.patience import begin_request
 from engram_sidecar.pipeline import Pipeline
 from engram_sidecar.problems import Problem, problem, to_problem
 from engram_sidecar.records import Conditions, Delete, Draft, Found, Hit, Patch, Put, Replay
+from engram_sidecar.responses import (
+    REPLAYED,
+    beside_loop,
+    encoded_response,
+    health_response,
+    json_response,
+    memory_response,
+    replay_response,
+    stored_response,
+)
+from engram_sidecar.timing import part
+from engram_sidecar.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
 _SERVER_ERROR: Final = 500
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
 HEALTH: Final = "health"  # its 503 is an answer, and no failure to give one
-_REPLAYED: Final = {REPLAYED_HEADER: "true"}
 _GONE: Final = 499  # the caller left before the answer, as others note it too
 
 Handler = Callable[[Call], Awaitable[web.Response]]
@@ -55,6 +65,7 @@ class Watch:
     metrics: Metrics
     trail: Trail
     checkup: Checkup
+    tracer: Tracer
 
 
 class Api:
@@ -69,6 +80,7 @@ class Api:
         self._metrics = watch.metrics
         self._trail = watch.trail
         self._checkup = watch.checkup
+        self._tracer = watch.tracer
         self._openapi = wire.encode(openapi_document(self._limits))
         # path -> method -> (operation as metrics and audit name it, handler). `{id}` stands for the last segment.
         self._routes: Mapping[str, Mapping[str, tuple[str, Handler]]] = {
@@ -98,6 +110,7 @@ class Api:
         """The response to any request."""
         config, call = self._in_force.config, self._intake.begin(request)
         begin_request()
+        exchange = self._tracer.begin(request.method, request.headers)
         operation = "none"
         try:
             check_host(request)
@@ -110,6 +123,7 @@ class Api:
             response = problem_response(to_problem(error))
         except (ConnectionError, asyncio.CancelledError):
             self._trail.record(operation, _GONE, call.subject)
+            exchange.end(call.route, _GONE, {}, self._intake.now_s() - call.started_s)
             raise  # the caller is gone
         except Exception as error:
             log.exception("request failed", extra={"operation": operation})
@@ -117,9 +131,9 @@ class Api:
         response.headers[CONFIG_HEADER] = config.header
         response.headers.update(call.session.headers())
         is_success = response.status < _SERVER_ERROR or response.status == _QUOTA_EXCEEDED or operation == HEALTH
-        self._metrics.observe(
-            operation, call.route, response.status, call.started_s, self._intake.now_s(), is_success=is_success
-        )
+        ended_s = self._intake.now_s()
+        exchange.end(call.route, response.status, response.headers, ended_s - call.started_s)
+        self._metrics.observe(operation, call.route, response.status, call.started_s, ended_s, is_success=is_success)
         if call.parts:
             for part in call.parts:
                 self._trail.record(*part)
@@ -225,14 +239,14 @@ class Api:
             raise PreconditionFailed("If-Match: the memory's entity tag is another one now")
         if known is None or hit.memory.etag in known:
             return web.Response(status=304, headers={"ETag": str(hit.memory.etag)})
-        return _memory_response(hit, 200)
+        return memory_response(hit, 200)
 
     async def _answer_put(self, call: Call, put: Put) -> web.Response:
         call.subject.is_put(put)
         once = _once(call)
         if once is not None:
             return await self._answer_once(call, put, once)
-        return _stored_response(put, await self._pipeline.put(put))
+        return stored_response(put, await self._pipeline.put(put))
 
     async def _answer_patch(self, call: Call, memory_id: MemoryId, conditions: Conditions) -> web.Response:
         patch = await self._intake.json(call)
@@ -243,7 +257,7 @@ class Api:
             return await self._answer_once(call, write, once)
         hit = await self._pipeline.patch(write)
         call.subject.is_memory(hit.memory)
-        return _stored_response(write, hit)
+        return stored_response(write, hit)
 
     async def _answer_delete(self, call: Call, delete: Delete) -> web.Response:
         once = _once(call)
@@ -257,11 +271,11 @@ class Api:
         if isinstance(outcome, Replay):
             self._metrics.count_replayed()
             call.subject.memory, call.subject.details = outcome.id, {"replayed": True}
-            return _replay_response(outcome, shard)
+            return replay_response(outcome, shard)
         if outcome is None:
             return web.Response(status=204)
         call.subject.is_memory(outcome)
-        return _stored_response(write, Hit(outcome, shard))
+        return stored_response(write, Hit(outcome, shard))
 
     # Several memories
 
@@ -275,32 +289,44 @@ class Api:
         after = wire.parse_cursor(query["cursor"][0]) if "cursor" in query else None
         call.subject.is_selection(selection)
         found = await self._pipeline.list_newest(selection, limit, after)
-        return self._found_response(call, "list", found, wire.page_document(found))
+        return await self._found_response(call, "list", found, wire.page_document)
 
     async def _search(self, call: Call) -> web.Response:
         self._intake.query(call, ())
         query, selection, limit = wire.parse_search(await self._intake.json(call), self._limits)
         call.subject.is_selection(selection)
         found = await self._pipeline.search(query, selection, limit)
-        return self._found_response(call, "search", found, wire.results_document(found))
+        return await self._found_response(call, "search", found, wire.results_document)
 
-    def _found_response(self, call: Call, operation: str, found: Found, document: dict[str, object]) -> web.Response:
+    async def _found_response(
+        self, call: Call, operation: str, found: Found, build: Callable[[Found], dict[str, object]]
+    ) -> web.Response:
         call.subject.details = {"found": len(found.hits)}
         if found.failures:
             self._metrics.count_incomplete(operation)
-        return _json_response(document)
+        with part("encode"):
+            body = await beside_loop(len(found.hits), lambda: wire.encode(build(found)))
+        return encoded_response(body)
 
     async def _batch(self, call: Call) -> web.Response:
         self._intake.query(call, ())
         document, once = await self._intake.json(call), _once(call)
-        operations = parse_batch(document, self._limits, await self._pipeline.ids_for(once))
+        ids = await self._pipeline.ids_for(once)
+        with part("parse"):
+            operations = await beside_loop(_operation_count(document), lambda: parse_batch(document, self._limits, ids))
         outcomes = await self._pipeline.batch(operations, once)
-        results = [outcome_document(op, outcome) for op, outcome in zip(operations, outcomes, strict=True)]
-        call.parts = batch_parts(operations, outcomes, results)
         is_replayed = any(isinstance(outcome, Replay) for outcome, _ in outcomes)
         if is_replayed:
             self._metrics.count_replayed()
-        return _json_response({"results": results}, headers=_REPLAYED if is_replayed else None)
+
+        def build() -> bytes:
+            results = [outcome_document(op, outcome) for op, outcome in zip(operations, outcomes, strict=True)]
+            call.parts = batch_parts(operations, outcomes, results)
+            return wire.encode({"results": results})
+
+        with part("encode"):
+            body = await beside_loop(len(operations), build)
+        return encoded_response(body, headers=REPLAYED if is_replayed else None)
 
     async def _shards(self, call: Call) -> web.Response:
         query = self._intake.query(call, ("count",))
@@ -308,7 +334,7 @@ class Api:
         if wanted not in {"true", "false"}:
             raise Unprocessable(Flaw("count", "must be true or false", is_parameter=True))
         shard_map, reports = await self._pipeline.shards(with_counts=wanted == "true")
-        return _json_response(wire.shards_document(shard_map, reports))
+        return json_response(wire.shards_document(shard_map, reports))
 
     async def _health(self, call: Call) -> web.Response:
         self._intake.query(call, ())
@@ -317,22 +343,17 @@ class Api:
     async def _usage(self, call: Call) -> web.Response:
         self._intake.query(call, ())
         quota = self._in_force.config.policy.quota
-        return _json_response(reports.usage_document(quota, *await self._ledger.usage()))
+        return json_response(reports.usage_document(quota, *await self._ledger.usage()))
 
     async def _audit(self, call: Call) -> web.Response:
         query = self._intake.query(call, ("limit", "before"))
         asked = query.get("limit", [str(reports.DEFAULT_AUDIT_ENTRIES)])[0]
         limit = wire.parse_limit(asked, reports.MAX_AUDIT_ENTRIES, "limit", is_parameter=True)
         before = reports.Mark.parse(query["before"][0]) if "before" in query else None
-        return _json_response(reports.audit_document(await self._ledger.audit(limit, before)))
+        return json_response(reports.audit_document(await self._ledger.audit(limit, before)))
 
     async def _describe(self, _call: Call) -> web.Response:
         return web.Response(body=self._openapi, content_type="application/json")
-
-
-def health_response(status: Status, document: dict[str, object]) -> web.Response:
-    """The report as a response: 503 for unhealthy, for those who look at the status alone."""
-    return _json_response(document, 503 if status is Status.UNHEALTHY else 200, {"Cache-Control": "no-store"})
 
 
 async def _refuse(refusal: Problem, _call: Call) -> web.Response:
@@ -361,25 +382,6 @@ def _once(call: Call) -> Once | None:
     return Once(key, (call.request.method, call.request.rel_url.raw_path_qs, *tags, call.body_digest))
 
 
-def _json_response(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=wire.encode(document), status=status, headers=headers, content_type="application/json")
-
-
-def _stored_response(write: Write, hit: Hit) -> web.Response:
-    status = status_of(write, hit.memory)
-    return _memory_response(hit, status, {"Location": f"/v1/memories/{hit.memory.id}"} if status == CREATED else {})
-
-
-def _replay_response(replay: Replay, shard: str) -> web.Response:
-    headers = dict(_REPLAYED)
-    if replay.etag is None:
-        return web.Response(status=replay.status, headers=headers)
-    headers["ETag"] = str(replay.etag)
-    if replay.status == CREATED:
-        headers["Location"] = f"/v1/memories/{replay.id}"
-    return _json_response(wire.replay_document(replay, shard), replay.status, headers)
-
-
-def _memory_response(hit: Hit, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
-    tags = {"ETag": str(hit.memory.etag), **(headers or {})}
-    return _json_response(wire.memory_document(hit.memory, hit.shard), status, tags)
+def _operation_count(document: object) -> int:
+    operations = document.get("operations") if isinstance(document, dict) else None
+    return len(operations) if isinstance(operations, list) else 0

@@ -20,7 +20,7 @@ from aiohttp import web
 from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar import metrics as metrics_room
-from engram_sidecar.api import Api, Watch, health_response
+from engram_sidecar.api import Api, Watch
 from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
@@ -39,11 +39,13 @@ from engram_sidecar.problems import to_problem
 from engram_sidecar.replicas import Replicas
 from engram_sidecar.resealing import Resealer
 from engram_sidecar.resources import Meter
+from engram_sidecar.responses import health_response
 from engram_sidecar.routing import members, primary
 from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.sizes import Sizes
 from engram_sidecar.store import Store
+from engram_sidecar.tracing import Tracer
 
 log = logging.getLogger(__name__)
 RESTART_S: Final = 5.0
@@ -84,8 +86,9 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
+    tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
-    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup))
+    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup, tracer))
     admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     presence = Presence(in_force, store, settings, metrics)
@@ -117,6 +120,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         await trail.close()
         await gate.close()
         await store.close()
+        await tracer.close()
 
 
 def _note_refusal(metrics: metrics_room.Metrics, trail: Trail, memory_id: MemoryId, refusal: Refusal) -> None:

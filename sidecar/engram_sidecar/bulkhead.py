@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from engram_sidecar.errors import DeadlineExceeded, Shed
+from engram_sidecar.timing import part
 
 
 class Bulkhead:
@@ -27,7 +28,8 @@ class Bulkhead:
         self.waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
-                await self._slots.acquire()
+                with part("queue", self._shard):
+                    await self._slots.acquire()
         except TimeoutError as error:
             raise DeadlineExceeded(self._shard, "no connection in time") from error
         finally:

@@ -25,7 +25,7 @@ from engram_contract.shardmap import Shard, ShardMap, ShardState
 from engram_contract.slots import MemoryId, uuid7
 from engram_sidecar import ranking, routing
 from engram_sidecar.config import InForce
-from engram_sidecar.errors import QuotaExceeded, ShardUnavailable, SidecarError, SlotMoved
+from engram_sidecar.errors import Collision, QuotaExceeded, ShardUnavailable, SidecarError, SlotMoved
 from engram_sidecar.gate import Shown
 from engram_sidecar.health import (
     CHECKS,
@@ -45,7 +45,7 @@ from engram_sidecar.pipeline import World
 from engram_sidecar.recent import Recent
 from engram_sidecar.records import Conditions, Delete, Draft, Get, Put
 from engram_sidecar.sealing import Sealer, Vault
-from engram_sidecar.store import Asks, Collision, Place
+from engram_sidecar.store import Asks, Place
 from engram_sidecar.writes import Rules, Run, delete_memory, fetch_memories, put_memory
 
 log = logging.getLogger(__name__)

@@ -188,3 +188,7 @@ class SlotMoved(SidecarError):
     def __init__(self, shard: str) -> None:
         super().__init__(f"shard {shard} does not own the slot")
         self.shard = shard
+
+
+class Collision(Exception):
+    """Two transactions waited for each other and this one was rolled back: it may be run again as it is."""

@@ -38,6 +38,7 @@ from engram_sidecar.errors import (
 from engram_sidecar.gathering import Gatherer
 from engram_sidecar.patience import Patience
 from engram_sidecar.store import CONNECTIONS_PER_NODE, Asks, Place, Row, Transaction
+from engram_sidecar.timing import recorder, shared
 from engram_sidecar.together import (
     GET,
     PUT,
@@ -160,8 +161,9 @@ class Gate:
             raise DeadlineExceeded(place.shard, "no answer in time") from error
 
     async def _get_together(self, place: Place, asked: Sequence[Asked]) -> list[list[Row]]:
-        async with self._admitted(place, Kind.RETRIEVE, _patience_of(asked), inf) as left_s:
-            rows = await self._store.read(place, GET, *gets_arguments(asked), timeout_s=left_s)
+        with shared([each.recorder for each in asked]):
+            async with self._admitted(place, Kind.RETRIEVE, _patience_of(asked), inf) as left_s:
+                rows = await self._store.read(place, GET, *gets_arguments(asked), timeout_s=left_s)
         return [[row] for row in rows]
 
     async def _put_together(self, place: Place, asked: Sequence[Asked]) -> list[list[Row] | Exception]:
@@ -186,13 +188,14 @@ class Gate:
     async def _put_all(self, place: Place, asked: Sequence[Asked]) -> list[list[Row]]:
         """The rows of puts that happen together."""
         is_awaited = any(each.is_awaited for each in asked)
-        async with self._admitted(place, Kind.STORE, _patience_of(asked), inf, is_awaited=is_awaited) as left_s:
-            for each in asked:
-                each.is_out = True
-            join_sessions([each.session for each in asked])
-            if len(asked) == 1:
-                return [await self._store.write(place, PUT, *asked[0].arguments, timeout_s=left_s)]
-            rows = await self._store.write(place, PUTS, *puts_arguments(asked), timeout_s=left_s)
+        join_sessions([each.session for each in asked])
+        with shared([each.recorder for each in asked]):
+            async with self._admitted(place, Kind.STORE, _patience_of(asked), inf, is_awaited=is_awaited) as left_s:
+                for each in asked:
+                    each.is_out = True
+                if len(asked) == 1:
+                    return [await self._store.write(place, PUT, *asked[0].arguments, timeout_s=left_s)]
+                rows = await self._store.write(place, PUTS, *puts_arguments(asked), timeout_s=left_s)
         return puts_rows(asked, rows)
 
     def _limits(self, kind: Kind) -> Limits:
@@ -320,4 +323,4 @@ def _asked(arguments: tuple[object, ...], patience: Patience, timeout_s: float, 
     """The question of the request that this task answers."""
     now_s = _now_s()
     by_s = min(patience.by_s or now_s, now_s + timeout_s)
-    return Asked(arguments, by_s, session_of_request(), is_awaited)
+    return Asked(arguments, by_s, session_of_request(), recorder(), is_awaited)

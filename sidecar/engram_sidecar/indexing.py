@@ -10,6 +10,7 @@ from engram_sidecar import jsontext
 from engram_sidecar.judging import Tokens
 from engram_sidecar.records import Draft
 from engram_sidecar.terms import Lexer, to_tsvector_text
+from engram_sidecar.timing import part
 
 MAX_QUERY_LEXEMES: Final = 64  # each is an index lookup on every shard; a question has a dozen
 INLINE_CHARS: Final = 8_192  # about 2 ms of work; a longer text goes to a thread
@@ -37,9 +38,10 @@ class Indexer:
 
     async def index(self, draft: Draft) -> Indexed:
         """Of the content and of every string in the value."""
-        if len(draft.content) + len(draft.value) <= INLINE_CHARS:
-            return _index(self._lexer, self._tokens, draft)
-        return await asyncio.to_thread(_index, self._make_lexer(), self._tokens, draft)
+        with part("index"):
+            if len(draft.content) + len(draft.value) <= INLINE_CHARS:
+                return _index(self._lexer, self._tokens, draft)
+            return await asyncio.to_thread(_index, self._make_lexer(), self._tokens, draft)
 
     async def index_all(self, drafts: Sequence[Draft]) -> list[Indexed]:
         """Of each, in order.

@@ -22,6 +22,7 @@ from engram_sidecar.consistency import Floors, Session, begin_session
 from engram_sidecar.errors import BadRequest, Flaw, TooLarge, Unprocessable
 from engram_sidecar.patience import of_request
 from engram_sidecar.problems import Problem, problem
+from engram_sidecar.timing import part
 from engram_sidecar.wire import encode
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
@@ -111,7 +112,12 @@ class Intake:
             detail = "send it with the header Content-Type: application/json, plain or compressed by gzip or deflate"
             wrong = problem(415, "unsupported-media-type", "The body is not said to be JSON", detail)
             raise Answered(problem_response(wrong))
-        raw = await self._body(call)
+        with part("body"):
+            raw = await self._body(call)
+        with part("parse"):
+            return await self._parsed(raw)
+
+    async def _parsed(self, raw: bytes) -> object:
         try:
             if len(raw) <= _INLINE_BYTES:
                 return jsontext.parse(raw, max_depth=self.limits.json_depth)

@@ -1,7 +1,9 @@
-"""One line of text per log record: the constant message, and each `extra` field beside it."""
+"""One line of text per log record: the constant message, each `extra` field beside it, and the trace of its request."""
 
 import logging
 from typing import Final, TextIO
+
+from engram_sidecar.timing import trace_id
 
 # What every record has; whatever else is on a record came with `extra`.
 _USUAL: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -15,8 +17,9 @@ class Lines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the library's name
         """The line without a traceback."""
+        trace = f" trace_id={found!r}" if (found := trace_id()) else ""
         extra = "".join(f" {name}={value!r}" for name, value in vars(record).items() if name not in _USUAL)
-        return super().formatMessage(record) + extra
+        return super().formatMessage(record) + extra + trace
 
 
 def log_lines(stream: TextIO, level: int) -> None:

@@ -35,6 +35,7 @@ from engram_contract.slots import MemoryId
 from engram_sidecar import routing
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import (
+    Collision,
     Flaw,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
@@ -64,7 +65,7 @@ from engram_sidecar.records import (
     ShardReport,
 )
 from engram_sidecar.sealing import Vault
-from engram_sidecar.store import Asks, Collision, Place
+from engram_sidecar.store import Asks, Place
 from engram_sidecar.writes import Outcome, Rules, Run, delete_memory, fetch_memories, opened, put_memory, write_group
 
 log = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from uuid import UUID
 from engram_contract.shardmap import ShardState
 from engram_sidecar import routing
 from engram_sidecar.config import Config, InForce
-from engram_sidecar.errors import KeyMissing, QuotaExceeded, SealBroken, ShardUnavailable, SlotMoved
+from engram_sidecar.errors import Collision, KeyMissing, QuotaExceeded, SealBroken, ShardUnavailable, SlotMoved
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.records import Draft, Memory, to_memory
 from engram_sidecar.sealing import Sealer, Vault
-from engram_sidecar.store import Asks, Collision, Place, Row, Transaction
+from engram_sidecar.store import Asks, Place, Row, Transaction
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,13 @@ from engram_sidecar.idempotency import Claim, Once, digest
 from engram_sidecar.indexing import Indexer
 from engram_sidecar.judging import Tokens
 from engram_sidecar.records import Draft, Memory
+from engram_sidecar.timing import part
 
 KIND: Final = "memory"
 # Beyond this AES-GCM would hold the loop for more than about .5 ms (64 KiB: 50 us, 1 MiB: .5 to 2 ms); beside it the
 # interpreter is free, as the cipher drops the GIL.
 INLINE_BYTES: Final = 262_144
+EACH_BYTES: Final = 8_192  # a short one and what is done around it take as long as so much of a long one
 
 Refusal = KeyMissing | SealBroken
 
@@ -78,9 +80,10 @@ class Sealer:
         if not self.encrypts:
             return None
         nonce, texts = self._random_bytes(NONCE_BYTES), (draft.content, draft.value)
-        if await self._is_inline(len(draft.content) + len(draft.value)):
-            return self._keys.seal(self._bound(memory_id), texts, nonce)
-        return await asyncio.to_thread(self._keys.seal, self._bound(memory_id), texts, nonce)
+        with part("seal"):
+            if await self._is_inline(len(draft.content) + len(draft.value)):
+                return self._keys.seal(self._bound(memory_id), texts, nonce)
+            return await asyncio.to_thread(self._keys.seal, self._bound(memory_id), texts, nonce)
 
     async def open(self, memory: Memory) -> Memory:
         """The memory in the clear. Raises KeyMissing, SealBroken."""
@@ -94,13 +97,14 @@ class Sealer:
         return replace(memory, content=content, value=value, sealed=None)
 
     async def _texts(self, memory_id: MemoryId, envelope: bytes) -> tuple[str, str]:
-        if await self._is_inline(len(envelope)):
-            return self._keys.open(self._bound(memory_id), envelope)
-        return await asyncio.to_thread(self._keys.open, self._bound(memory_id), envelope)
+        with part("open"):
+            if await self._is_inline(len(envelope)):
+                return self._keys.open(self._bound(memory_id), envelope)
+            return await asyncio.to_thread(self._keys.open, self._bound(memory_id), envelope)
 
     async def _is_inline(self, size: int) -> bool:
         """True for what is short enough for the loop; of many short ones, other tasks go on between two."""
-        self._unpaused_bytes += size
+        self._unpaused_bytes += size + EACH_BYTES
         if self._unpaused_bytes > INLINE_BYTES:
             self._unpaused_bytes = 0
             await asyncio.sleep(0)

@@ -17,6 +17,7 @@ from engram_contract.names import (
     ENV_HOST,
     ENV_HTTP_PORT,
     ENV_LOG_LEVEL,
+    ENV_OTLP_ENDPOINT,
     ENV_POD_NAME,
     ENV_POD_UID,
     ENV_SERVICE_ACCOUNT,
@@ -24,7 +25,12 @@ from engram_contract.names import (
 )
 from engram_sidecar.errors import BadConfig
 from engram_sidecar.identity import Identity, Pod
+from engram_sidecar.tracing import Tracing
 
+log = logging.getLogger(__name__)
+
+OTLP_PROTOCOL: Final = "http/protobuf"
+SERVICE: Final = "engram-sidecar"
 HIGHEST_PORT: Final = 65_535
 LONGEST_DRAIN_S: Final = 3_600
 DRAIN_S: Final = 10  # twice a request: whatever runs when the stop comes may end
@@ -56,6 +62,7 @@ class Settings:
     log_level: int = logging.INFO
     identity: Identity | None = None
     pod: Pod | None = None
+    tracing: Tracing | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
@@ -73,6 +80,7 @@ class Settings:
             log_level=_log_level(environ),
             identity=_identity(environ),
             pod=_pod(environ),
+            tracing=_tracing(environ),
         )
 
 
@@ -98,6 +106,28 @@ def _log_level(environ: Mapping[str, str]) -> int:
     if level is None:
         raise BadConfig(f"{ENV_LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}, not {text[:20]!r}")
     return level
+
+
+def _tracing(environ: Mapping[str, str]) -> Tracing | None:
+    """Where spans are sent, as OpenTelemetry's variables say.
+
+    They may be another injector's, so one that cannot be ends nothing: it is told and passed over, as their
+    specification asks (OpenTelemetry, Environment Variable Specification).
+    """
+    base, own = environ.get(ENV_OTLP_ENDPOINT, ""), environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
+    exporter = environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if not (base or own) or exporter != "otlp" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    endpoint = own or base.rstrip("/") + "/v1/traces"
+    spoken = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if spoken not in (None, "", OTLP_PROTOCOL):
+        log.warning("no traces are sent: the protocol is %s, and must be %s", spoken[:20], OTLP_PROTOCOL)
+        return None
+    if re.fullmatch(r"https?://[^\s/?#]+(/[^\s]*)?", endpoint) is None:
+        log.warning("no traces are sent: %s is no http or https URL", ENV_OTLP_ENDPOINT)
+        return None
+    is_named = "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    return Tracing(endpoint, environ.get("OTEL_SERVICE_NAME") or ("" if is_named else SERVICE))
 
 
 def _text(environ: Mapping[str, str], name: str, pattern: str, form: str) -> str:

@@ -24,6 +24,7 @@ from engram_contract.session import UNKNOWN, Position
 from engram_contract.shardmap import Node
 from engram_sidecar.consistency import session_of_request
 from engram_sidecar.errors import (
+    Collision,
     DeadlineExceeded,
     NodeRefused,
     OutcomeUnknown,
@@ -31,7 +32,9 @@ from engram_sidecar.errors import (
     ShardUnavailable,
     SlotMoved,
 )
+from engram_sidecar.pools import Pool
 from engram_sidecar.queries import QUERIES
+from engram_sidecar.timing import part
 from engram_sidecar.trust import ssl_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ COLLISION_ATTEMPTS: Final = 3  # a deadlock needs two; a third try is already ra
 
 Row = asyncpg.Record
 Connection = asyncpg.pool.PoolConnectionProxy
+_Pool = Pool["asyncpg.Pool[Row]"]
 
 # The driver calls it an internal error when the server ended the session while nobody asked, and then somebody does.
 _DRIVER = (asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -58,10 +62,6 @@ _REFUSED = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.SerializationError,  # of a replica: what it replays took the rows away that the query looked at
 )
-
-
-class Collision(Exception):
-    """Two transactions waited for each other and this one was rolled back: it may be run again as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +84,6 @@ class Asks(Protocol):
 
     def transaction(self, place: Place, timeout_s: float) -> AbstractAsyncContextManager["Transaction"]:
         """Several named queries that happen together or not at all."""
-
-
-class _Pool:
-    """The connections to one place, and how many requests use or await one. Retired, it ends with the last of them."""
-
-    def __init__(self, connections: "asyncpg.Pool[Row]") -> None:
-        self.connections = connections
-        self._users = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __enter__(self) -> "asyncpg.Pool[Row]":
-        """The connections, which stay open for this block."""
-        self._users += 1
-        self._idle.clear()
-        return self.connections
-
-    def __exit__(self, *_: object) -> None:
-        """One user less."""
-        self._users -= 1
-        if not self._users:
-            self._idle.set()
-
-    async def end(self) -> None:
-        """Closes the connections when nobody uses them any more."""
-        await self._idle.wait()
-        await self.connections.close()
 
 
 class Store:
@@ -176,7 +149,7 @@ class Store:
                     "default_transaction_isolation": "read committed",
                 },
             )
-            self._pools[place] = _Pool(connections)
+            self._pools[place] = Pool(connections)
         return self._pools[place]
 
     async def _connect(self, *args: Any, **options: Any) -> "asyncpg.Connection[Row]":  # noqa: ANN401  what the pool hands on
@@ -200,7 +173,8 @@ class Store:
     async def _session(self, place: Place, timeout_s: float) -> AsyncIterator[Connection]:
         """A connection of the place's pool. What goes wrong before it is had has no effect on the store."""
         with await self._pool(place) as pool:
-            connection = await _acquired(pool, place, timeout_s)
+            with part("connect", place.shard):
+                connection = await _acquired(pool, place, timeout_s)
             try:
                 yield connection
             except ShardUnavailable as error:
@@ -221,7 +195,8 @@ class Store:
         deadline_s = _now_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
             try:
-                return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
+                with part("db", place.shard, query):
+                    return await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
             except TimeoutError as error:
                 raise DeadlineExceeded(place.shard, "no answer in time") from error
             except (*_DRIVER, OSError) as error:
@@ -235,7 +210,7 @@ class Store:
         for _ in range(COLLISION_ATTEMPTS):
             try:
                 async with self._session(place, _left_s(deadline_s)) as connection:
-                    with _write_errors(place):
+                    with _write_errors(place), part("db", place.shard, query):
                         rows = await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
                     await _tell_position(connection, place, deadline_s)
                     return rows
@@ -251,7 +226,7 @@ class Store:
             _check_primary(connection, place)
             with _write_errors(place):
                 async with connection.transaction():
-                    yield Transaction(connection, deadline_s)
+                    yield Transaction(connection, place.shard, deadline_s)
             await _tell_position(connection, place, deadline_s)
 
 
@@ -309,14 +284,16 @@ def _left_s(deadline_s: float) -> float:
 class Transaction:
     """The named queries of one open transaction, all before one deadline."""
 
-    def __init__(self, connection: Connection, deadline_s: float) -> None:
+    def __init__(self, connection: Connection, shard: str, deadline_s: float) -> None:
         self._connection = connection
+        self._shard = shard
         self._deadline_s = deadline_s
 
     async def run(self, query: str, *args: object) -> list[Row]:
         """The rows of a named query."""
         timeout_s = _left_s(self._deadline_s)
-        rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=timeout_s)
+        with part("db", self._shard, query):
+            rows: list[Row] = await self._connection.fetch(QUERIES[query], *args, timeout=timeout_s)
         return rows
 
 

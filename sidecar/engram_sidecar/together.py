@@ -11,6 +11,7 @@ from uuid import UUID
 
 from engram_sidecar.consistency import Session
 from engram_sidecar.store import Row
+from engram_sidecar.timing import Recorder
 from engram_sidecar.writes import run_arguments
 
 GET: Final = "get_memories"
@@ -20,11 +21,12 @@ PUTS: Final = "put_memories"
 
 @dataclass(slots=True)
 class Asked:
-    """One request's question: its arguments, until when on the loop's clock it waits for the answer, its session."""
+    """One request's question: its arguments, until when it waits, on the loop's clock, and whose it is."""
 
     arguments: tuple[object, ...]
     by_s: float
     session: Session
+    recorder: Recorder | None
     is_awaited: bool = False  # it waits for a primary
     is_out: bool = False  # the node has been asked
 

@@ -9,7 +9,7 @@ tag was wrong.
 4. A group with a claim does what was not done yet under its key, and tells the rest again (idempotency.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Protocol
@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar.errors import (
+    Collision,
     FailedDependency,
     KeyMissing,
     NodeRefused,
@@ -42,10 +43,11 @@ from engram_sidecar.records import (
     to_memory,
 )
 from engram_sidecar.sealing import Sealer
-from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Collision, Place, Row, Transaction
+from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Place, Row, Transaction
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3
+STATEMENT_CHARS: Final = 1 << 20  # the driver encodes a statement's arguments in one go: some 6 ms
 
 # What an operation came to: the memory read or stored, None for one that was removed, that told again, or why not.
 Outcome = Memory | None | Replay | SidecarError
@@ -266,7 +268,9 @@ class _Group:
         await self._read(transaction)
         for kind, run in groupby(writes, key=lambda item: type(item[1])):
             if kind is Put:
-                await self._put_run(transaction, [(n, op) for n, op in run if isinstance(op, Put)])
+                puts = [(n, op) for n, op in run if isinstance(op, Put)]
+                for some in self._statements(puts):
+                    await self._put_run(transaction, some)
             else:
                 for number, operation in run:
                     await self._write(transaction, number, operation)
@@ -303,6 +307,19 @@ class _Group:
         memories = await fetch_memories(transaction.run, self._place, [get for _, get in gets])
         for (number, get), memory in zip(gets, memories, strict=True):
             self.outcomes[number] = await opened(self._rules.sealer, get, memory)
+
+    def _statements(self, puts: list[tuple[int, Put]]) -> Iterator[list[tuple[int, Put]]]:
+        """The puts of each statement, in order: at least one, and no more than STATEMENT_CHARS of text."""
+        some: list[tuple[int, Put]] = []
+        chars = 0
+        for number, put in puts:
+            size = len(put.draft.content) + len(put.draft.value) + len(self._indexed[number].terms)
+            if some and chars + size > STATEMENT_CHARS:
+                yield some
+                some, chars = [], 0
+            some.append((number, put))
+            chars += size
+        yield some
 
     async def _put_run(self, transaction: Transaction, puts: list[tuple[int, Put]]) -> None:
         """Consecutive puts in one statement. A row names its memory, so a missing one tells which put failed."""

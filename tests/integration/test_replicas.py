@@ -172,7 +172,7 @@ async def test_of_writes_that_went_together_each_session_sees_its_own(pair: Pair
         params = {"key": f"k{number}", "user": "ada"}
         async with first.http.put(address, json={"content": str(number)}, params=params) as response:
             assert response.status == 201
-            return response.headers["Engram-Session"]
+            return str(response.headers["Engram-Session"])
 
     async with paused(pair.replica):
         tokens = await asyncio.gather(*(put(number) for number in range(60)))

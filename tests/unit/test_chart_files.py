@@ -142,7 +142,7 @@ def test_the_guard_knows_what_the_injector_makes() -> None:
     assert f"startsWith('{names.tenant_objects('')}')" in helpers
     tuned = dict.fromkeys((names.HTTP_PORT_ANNOTATION, names.DRAIN_ANNOTATION), "8701")
     tuned |= {names.ADMIN_PORT_ANNOTATION: "8702", names.LOG_LEVEL_ANNOTATION: "debug", names.DRAIN_ANNOTATION: "1"}
-    container = build_container(Sidecar("i", "Always", {}), Tuning.from_annotations(tuned, {}))
+    container = build_container(Sidecar("i", "Always", {}, "http://otlp:4318"), Tuning.from_annotations(tuned, {}))
     for each in container["env"]:
         assert f"'{each['name']}'" in guard
     for name, path in IDENTITY.items():

@@ -15,6 +15,7 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.breaker import State
 from engram_sidecar.errors import (
     BreakerOpen,
+    Collision,
     DeadlineExceeded,
     IdempotencyKeyInUse,
     NodeRefused,
@@ -29,7 +30,7 @@ from engram_sidecar.guard import Guard
 from engram_sidecar.indexing import Indexed
 from engram_sidecar.patience import begin_request
 from engram_sidecar.records import Conditions, Draft, ETag, Put
-from engram_sidecar.store import CONNECTIONS_PER_NODE, Collision, Place
+from engram_sidecar.store import CONNECTIONS_PER_NODE, Place
 from engram_sidecar.writes import is_repeatable, put_arguments
 
 PLACE = Place("s0", Node("s0-0", "localhost", 1), "engram")

@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def test_the_sidecar_is_a_native_one_that_meets_the_restricted_profile() -> None
         "timeoutSeconds": 1,
     }
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+
+
+def test_the_sidecar_is_told_where_to_send_traces_if_the_installation_has_a_place() -> None:
+    endpoint = "http://collector.monitoring:4318"
+    (container,) = injected(pod(), sidecar=replace(SIDECAR, otlp_endpoint=endpoint))["spec"]["initContainers"]
+    told = {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": endpoint}
+    assert told in container["env"]
+    assert not any(each["name"].startswith("OTEL_") for each in injected(pod())["spec"]["initContainers"][0]["env"])
 
 
 def test_only_the_sidecar_mounts_the_tenants_secret_and_never_a_part_of_it() -> None:

@@ -129,6 +129,17 @@ def test_the_injectors_environment_has_defaults_for_the_sidecar() -> None:
     }
 
 
+@pytest.mark.parametrize("text", ["c:4318", "ftp://c", "http://", "http://u:p@c", "http://c:4318/?a=b", " "])
+def test_an_endpoint_of_traces_that_no_sidecar_could_use_is_refused(text: str) -> None:
+    with pytest.raises(BadSettings, match=rf"^{names.ENV_SIDECAR_OTLP} must be an http or https URL"):
+        InjectorSettings.from_env(INJECTOR | {names.ENV_SIDECAR_OTLP: text})
+
+
+@pytest.mark.parametrize("text", ["", "http://collector.monitoring:4318", "https://otlp.example/base"])
+def test_the_endpoint_of_traces_is_the_installations(text: str) -> None:
+    assert InjectorSettings.from_env(INJECTOR | {names.ENV_SIDECAR_OTLP: text}).sidecar.otlp_endpoint == text
+
+
 @pytest.mark.parametrize("text", ["119", "7776001", "-1", "120.5", "x" * 9_000])
 def test_an_operator_takes_no_life_of_certificates_that_it_cannot_keep(text: str) -> None:
     with pytest.raises(BadSettings, match=rf"^{names.ENV_CERTIFICATE_S} must be whole seconds, 120 to 7776000"):

@@ -23,6 +23,7 @@ from engram_contract.names import (
 from engram_sidecar.errors import BadConfig
 from engram_sidecar.identity import Identity, Pod
 from engram_sidecar.settings import Settings
+from engram_sidecar.tracing import Tracing
 
 FOLDER = {ENV_CONFIG_DIR: "/etc/engram"}
 USUAL = Settings(Path("/etc/engram"))
@@ -114,3 +115,47 @@ def test_a_bad_value_is_named_by_its_variable(variable: str, text: str) -> None:
 def test_an_agent_without_a_service_account_is_refused() -> None:
     with pytest.raises(BadConfig, match=f"^{ENV_AGENT} needs {ENV_SERVICE_ACCOUNT}"):
         Settings.from_env(FOLDER | {ENV_AGENT: "bot"})
+
+
+BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+OWN = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+SENT = Tracing("http://c:4318/v1/traces", "engram-sidecar")
+
+
+@pytest.mark.parametrize(
+    ("environ", "tracing"),
+    [
+        ({BASE: "http://c:4318"}, SENT),
+        ({BASE: "http://c:4318/"}, SENT),
+        ({BASE: "https://c/otlp"}, replace(SENT, endpoint="https://c/otlp/v1/traces")),
+        ({OWN: "http://c:4318/here"}, replace(SENT, endpoint="http://c:4318/here")),
+        ({BASE: "http://c:4318", OWN: "http://d"}, replace(SENT, endpoint="http://d")),
+        ({BASE: "http://c:4318", "OTEL_SERVICE_NAME": "memory"}, replace(SENT, service="memory")),
+        ({BASE: "http://c:4318", "OTEL_RESOURCE_ATTRIBUTES": "a=b,service.name=x"}, replace(SENT, service="")),
+        ({BASE: "http://c:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, SENT),
+        ({BASE: "http://c:4318", "OTEL_SDK_DISABLED": "TRUE"}, None),
+        ({BASE: "http://c:4318", "OTEL_TRACES_EXPORTER": "none"}, None),
+        ({BASE: ""}, None),
+    ],
+)
+def test_traces_are_sent_where_the_standards_variables_say(environ: dict[str, str], tracing: Tracing | None) -> None:
+    assert Settings.from_env(FOLDER | environ).tracing == tracing
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        (
+            {BASE: "http://c:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            "the protocol is grpc, and must be http",
+        ),
+        ({BASE: "c:4317"}, f"{BASE} is no http or https URL"),
+        ({BASE: "http://"}, f"{BASE} is no http or https URL"),
+        ({OWN: "http://c?d"}, f"{BASE} is no http or https URL"),
+    ],
+)
+def test_variables_of_traces_that_cannot_be_are_told_and_end_nothing(
+    environ: dict[str, str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Settings.from_env(FOLDER | environ).tracing is None
+    assert said in caplog.text

@@ -155,6 +155,10 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.imagePullPolicy }}
 - name: ENGRAM_SIDECAR_RESOURCES
   value: {{ toJson .Values.injector.sidecar.resources | squote }}
+{{- with .Values.injector.sidecar.otlpEndpoint }}
+- name: ENGRAM_SIDECAR_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
 {{- end -}}
 
 {{/* Probes of both processes, at the port that also gives the metrics. Two minutes to start: a slow node is not a dead process. */}}
