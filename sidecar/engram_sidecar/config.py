@@ -13,6 +13,7 @@ refuses the passwords in force, credentials of a lower generation are taken: the
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from engram_contract.policy import Policy
 from engram_contract.shardmap import ShardMap
 from engram_sidecar.errors import AgentNotAllowed, BadConfig
 from engram_sidecar.identity import Identity
-from engram_sidecar.store import is_bundle
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Config:
 
 def _credentials(text: str) -> Credentials:
     credentials = Credentials.from_json(text)
-    if credentials.ca and not is_bundle(credentials.ca):
+    if credentials.ca and not _is_bundle(credentials.ca):
         raise Refused("ca", "holds no certificates in PEM")
     return credentials
 
@@ -78,6 +78,15 @@ _PARSERS: Final[Mapping[str, Callable[[str], Part]]] = MappingProxyType(
     }
 )
 FILES: Final = tuple(_PARSERS)
+
+
+def _is_bundle(text: str) -> bool:
+    """Whether the text holds certificates in PEM."""
+    try:
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
 
 
 def read_config(folder: Path) -> Config:
