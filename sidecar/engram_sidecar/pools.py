@@ -1,4 +1,4 @@
-"""Connections that end with the last of their users: what is retired while requests use or await it stays until then."""
+"""Connections that end with the last of their users: what is retired while requests use or await it stays open."""
 
 import asyncio
 from collections.abc import Awaitable

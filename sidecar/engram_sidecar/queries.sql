@@ -133,6 +133,10 @@ SELECT t.memories, t.mean_terms FROM engram.tenant_size() t;
 SELECT count(*) AS memories FROM engram.memories m
 WHERE m.tenant = current_user::text AND (m.expires IS NULL OR m.expires > now());
 
+-- name: is_standby
+-- Whether this server takes no writes.
+SELECT pg_is_in_recovery() AS is_standby;
+
 -- name: get_map
 -- The newest map of the tenant that this shard knows.
 SELECT s.map::text AS map FROM engram.shard_map s WHERE s.tenant = current_user::text;

@@ -62,6 +62,8 @@ _REFUSED = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.SerializationError,  # of a replica: what it replays took the rows away that the query looked at
 )
+# How PgBouncer says that it passed a question on to no server: none was free, or none is there.
+_UNSENT: Final = ("query_wait_timeout", "server login has been failing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +225,8 @@ class Store:
         """Several named queries that happen together or not at all. Raises Collision if it may be run again."""
         deadline_s = _now_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
-            _check_primary(connection, place)
             with _write_errors(place):
+                await _check_primary(connection, place, deadline_s)
                 async with connection.transaction():
                     yield Transaction(connection, place.shard, deadline_s)
             await _tell_position(connection, place, deadline_s)
@@ -243,12 +245,13 @@ async def _acquired(pool: "asyncpg.Pool[Row]", place: Place, timeout_s: float) -
         raise NodeRefused(place.shard, f"no session ({error.sqlstate})") from error
 
 
-def _check_primary(connection: Connection, place: Place) -> None:
-    """Raises ShardUnavailable if the server said of itself that it is a standby: nothing was begun yet.
+async def _check_primary(connection: Connection, place: Place, deadline_s: float) -> None:
+    """Raises ShardUnavailable if the server is a standby: nothing was begun yet.
 
-    A single statement finds that out itself; a transaction cannot be run again by whoever waits for a primary.
+    A single statement finds that out itself; a transaction cannot be run again by whoever waits for a primary. It is
+    asked each time: PgBouncer goes on telling what a server said of itself (`in_hot_standby`) when it met it first.
     """
-    if getattr(connection.get_settings(), "in_hot_standby", "off") == "on":
+    if await connection.fetchval(QUERIES["is_standby"], timeout=_left_s(deadline_s)):
         raise ShardUnavailable(place.shard, "the node is not the primary") from asyncpg.ReadOnlySQLTransactionError()
 
 
@@ -312,6 +315,8 @@ class _write_errors:  # noqa: N801  used like a function
                 raise SlotMoved(self._shard) from error
             case asyncpg.PostgresError() if error.sqlstate == QUOTA_SQLSTATE:
                 raise _quota_exceeded(self._shard, error) from None
+            case asyncpg.PostgresConnectionError() if any(said in str(error) for said in _UNSENT):
+                raise ShardUnavailable(self._shard, "the pooler does not reach the server") from error
             case TimeoutError() | asyncpg.QueryCanceledError():
                 raise OutcomeUnknown(self._shard, "no answer to the write in time") from error
             case asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():

@@ -2,11 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
+from engram_contract.names import MAP_FILE
+from engram_contract.shardmap import ShardMap
 from engram_sidecar.settings import Settings
 from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder
+from tests.pooler import NoPooler, Pooler, admit_pooler, pooler_before, prepare_pooler
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +44,60 @@ def tenant(servers: tuple[RealServer, RealServer], tmp_path_factory: pytest.Temp
 def sidecar(tenant: Tenant) -> Iterator[SidecarThread]:
     """The tenant's sidecar, on ports that the system chose."""
     with SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
+        yield thread
+
+
+@pytest.fixture(scope="session")
+def pooler_command() -> Iterator[tuple[str, ...]]:
+    """What runs PgBouncer; without it the tests that need it are skipped, with the reason."""
+    with server_folder() as folder:
+        try:
+            yield prepare_pooler(folder)
+        except NoPooler as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def poolers(
+    servers: tuple[RealServer, RealServer], tenant: Tenant, pooler_command: tuple[str, ...]
+) -> Iterator[tuple[Pooler, Pooler]]:
+    """A PgBouncer before each server, with fewer connections than sidecars may open."""
+    assert tenant.servers == servers  # whose database the poolers' role is made in
+    with server_folder() as folder, ExitStack() as stack:
+        for server in servers:
+            asyncio.run(admit_pooler(server))
+        first, second = (
+            stack.enter_context(pooler_before(server, pooler_command, folder / f"s{number}", connections=2))
+            for number, server in enumerate(servers)
+        )
+        yield first, second
+
+
+@pytest.fixture(scope="session")
+def pooled_tenant(
+    servers: tuple[RealServer, RealServer],
+    poolers: tuple[Pooler, Pooler],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Tenant:
+    """A tenant over both servers, whose sidecar reaches them through the poolers."""
+    tenant = asyncio.run(create_tenant("pooled", servers, tmp_path_factory.mktemp("pooled")))
+    (tenant.config_dir / MAP_FILE).write_text(through(poolers, tenant.shard_map).to_json())
+    return tenant
+
+
+def through(poolers: tuple[Pooler, Pooler], shard_map: ShardMap) -> ShardMap:
+    """The map with the poolers in the place of their servers."""
+    shards = tuple(
+        replace(shard, nodes=(replace(shard.nodes[0], port=pooler.port),))
+        for shard, pooler in zip(shard_map.shards, poolers, strict=True)
+    )
+    return replace(shard_map, shards=shards)
+
+
+@pytest.fixture(scope="session")
+def pooled_sidecar(pooled_tenant: Tenant) -> Iterator[SidecarThread]:
+    """That tenant's sidecar."""
+    with SidecarThread(Settings(pooled_tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
         yield thread
 
 

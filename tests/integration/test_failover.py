@@ -17,6 +17,7 @@ from engram_sidecar.app import Sidecar, serving
 from engram_sidecar.settings import Settings
 from tests.faults import Fault, FaultProxy, fault_proxy
 from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+from tests.pooler import admit_pooler, pooler_before
 
 RATE_PER_S = 200.0  # or two fifths of what the machine does now, if that is less
 GRACE_S = 1.5  # of a machine with other work
@@ -36,10 +37,10 @@ async def tenant_of(server: RealServer, folder: Path, **resilience: int) -> Tena
     return await create_tenant(f"f{next(NUMBERS)}", (server,), folder, spec=spec)
 
 
-def behind(proxy: FaultProxy, tenant: Tenant) -> Settings:
-    """A sidecar of the tenant that reaches its shard through the proxy."""
+def behind(proxy: FaultProxy | int, tenant: Tenant) -> Settings:
+    """A sidecar of the tenant that reaches its shard through the proxy, or at this port."""
     shard = tenant.shard_map.shards[0]
-    node = replace(shard.nodes[0], port=proxy.port)
+    node = replace(shard.nodes[0], port=proxy if isinstance(proxy, int) else proxy.port)
     moved = replace(tenant.shard_map, shards=(replace(shard, nodes=(node,)),))
     (tenant.config_dir / "map.json").write_text(moved.to_json())
     return settings_of(tenant)
@@ -57,9 +58,11 @@ class Caller:
         self._ports = ports
         self.ended: list[tuple[float, int]] = []
 
-    async def __call__(self, method: str, path: str, body: object = None, **query: str) -> tuple[int, Any]:
+    async def __call__(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, **query: str
+    ) -> tuple[int, Any]:
         url = f"http://127.0.0.1:{self._ports.http_port}{path}"
-        async with self._session.request(method, url, json=body, params=query) as response:
+        async with self._session.request(method, url, json=body, params=query, headers=headers) as response:
             answer = await response.json(content_type=None) if response.content_length else None
         self.ended.append((time.monotonic(), response.status))
         return response.status, answer
@@ -155,12 +158,25 @@ async def test_a_line_that_is_full_is_said_with_a_time_to_try_again(
         assert {(await task)[0] for task in waiting if task not in done} <= {200, 201}
 
 
-@pytest.mark.parametrize("operation", ["put", "patch", "batch"])
+@pytest.fixture(params=["straight", "pooled"])
+def node_port(request: pytest.FixtureRequest, server: RealServer) -> Iterator[int]:
+    """Where the server is reached: its own port, or that of PgBouncer before it."""
+    if request.param == "straight":
+        yield server.admin.port
+        return
+    command = request.getfixturevalue("pooler_command")
+    asyncio.run(create_tenant("any", (server,), request.getfixturevalue("tmp_path")))  # the shard has its schema
+    asyncio.run(admit_pooler(server))
+    with server_folder() as folder, pooler_before(server, command, folder / "pooler") as pooler:
+        yield pooler.port
+
+
+@pytest.mark.parametrize("operation", ["put", "patch", "batch", "keyed"])
 async def test_a_write_waits_for_a_standby_to_be_promoted(
-    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession, operation: str
+    server: RealServer, node_port: int, tmp_path: Path, session: aiohttp.ClientSession, operation: str
 ) -> None:
     tenant = await tenant_of(server, tmp_path)
-    async with serving(settings_of(tenant)) as ports:
+    async with serving(behind(node_port, tenant)) as ports:
         caller = Caller(session, ports)
         await caller.put(1)
         await asyncio.to_thread(server.stop)
@@ -172,6 +188,7 @@ async def test_a_write_waits_for_a_standby_to_be_promoted(
             "put": caller("PUT", "/v1/items", body, key="1"),
             "patch": caller("PATCH", "/v1/items", body, key="1"),
             "batch": caller("POST", "/v1/batch", batch),
+            "keyed": caller("PUT", "/v1/items", body, headers={"Idempotency-Key": "k"}, key="1"),
         }
         write = asyncio.create_task(calls.pop(operation))
         for unused in calls.values():
@@ -185,6 +202,24 @@ async def test_a_write_waits_for_a_standby_to_be_promoted(
         assert status == 200
         assert operation != "batch" or answer["results"][0]["status"] == 200
         assert (await caller("GET", "/v1/items", key="1"))[1]["content"] == "after"
+
+
+async def test_writes_wait_for_a_primary_that_restarts(
+    server: RealServer, node_port: int, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    tenant = await tenant_of(server, tmp_path)
+    async with serving(behind(node_port, tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(1)
+        await asyncio.to_thread(server.stop)
+        write = asyncio.create_task(caller.put(2))
+        patch = asyncio.create_task(caller("PATCH", "/v1/items", {"value": 1}, key="1"))
+        while await caller.metric("engram_waiting_writes") < 2:
+            for early in (write, patch):
+                assert not early.done(), early.result()
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(server.start)
+        assert [(await write)[0], (await patch)[0]] == [201, 200]
 
 
 async def test_two_seconds_of_latency_open_the_breaker_within_a_window(

@@ -17,7 +17,7 @@ from engram_contract.shardmap import ShardMap
 from engram_operator.clients.postgres import fetch_map, publish_map
 from engram_operator.errors import FenceBusy, StaleEpoch
 from engram_sidecar.settings import Settings
-from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, write_config
+from tests.harness import NUMBERS, Http, RealServer, SidecarThread, Tenant, create_tenant, write_config
 
 INSERT = """
     INSERT INTO engram.memories
@@ -260,3 +260,86 @@ def test_a_stale_search_for_words_that_moved_away_is_not_an_empty_answer(moved: 
         found = http("POST", "/v1/search", {"query": "okapi"}).json["results"]
         assert [hit["content"] for hit in found] == ["an okapi"]
         http.close()
+
+
+TURN = "(SELECT pg_advisory_xact_lock_shared(engram.fence_key(current_user::text))) IS NOT NULL"
+OWNED = "engram.is_owned(current_user::text, 5)"
+
+
+@pytest.mark.parametrize(
+    ("guard", "lands"),
+    [(f"WHERE {OWNED}", True), (f"WHERE {TURN} AND {OWNED}", True), (None, False)],
+    ids=["a look in the write's own statement", "the lock in that statement too", "the trigger"],
+)
+async def test_only_a_look_after_the_lock_keeps_a_write_from_landing_after_the_fence(
+    servers: tuple[RealServer, RealServer], tmp_path: Path, guard: str | None, lands: bool
+) -> None:
+    """The write begins before the fence is raised and goes on after it: what each way of looking makes of that."""
+    tenant = await create_tenant("looks", servers, tmp_path, database=f"fence_looks{next(NUMBERS)}")
+    server = servers[0]
+    count = "SELECT count(*) FROM engram.memories"
+    async with (
+        server.session(tenant.database) as operator,
+        server.session(tenant.database) as checker,
+        server.session(tenant.database, tenant.role) as writer,
+    ):
+        if guard is not None:
+            await checker.execute("ALTER TABLE engram.memories DISABLE TRIGGER USER")
+            await checker.execute("GRANT EXECUTE ON FUNCTION pg_advisory_xact_lock_shared(bigint) TO PUBLIC")
+            await checker.execute("GRANT EXECUTE ON FUNCTION engram.fence_key TO PUBLIC")
+        statement = INSERT if guard is None else f"{INSERT.replace('VALUES (', 'SELECT ').rstrip()[:-1]} {guard}"
+        written = writer.transaction()
+        await written.start()
+        fence = operator.transaction()
+        await fence.start()
+        await operator.execute("SELECT pg_advisory_xact_lock(engram.fence_key($1))", tenant.role)
+        write = asyncio.create_task(writer.execute(statement, 5, "x"))
+        while not write.done() and not await checker.fetchval(
+            "SELECT pg_blocking_pids($1) <> '{}'", writer.get_server_pid()
+        ):
+            pass
+        await operator.execute("DELETE FROM engram.ownership WHERE tenant = $1", tenant.role)
+        await fence.commit()
+        fenced = await checker.fetchval(count)
+        if lands:
+            await write
+            await written.commit()
+        else:
+            with pytest.raises(asyncpg.PostgresError) as caught:
+                await write
+            assert caught.value.sqlstate == "EG001"
+            await written.rollback()
+        assert (await checker.fetchval(count) > fenced) is lands
+
+
+async def test_a_move_of_slots_lets_writes_go_on_because_the_slot_is_in_the_primary_key(
+    servers: tuple[RealServer, RealServer], tmp_path: Path
+) -> None:
+    """A publication of some slots refuses changes of rows that it could not tell apart by their key."""
+    tenant = await create_tenant("moves", servers[:1], tmp_path, database="fence_moves")
+    async with servers[0].session("fence_moves") as connection:
+        await connection.execute("CREATE TABLE engram.by_id AS SELECT * FROM engram.memories")
+        await connection.execute("ALTER TABLE engram.by_id ADD PRIMARY KEY (id)")
+        some = f"WHERE (tenant = '{tenant.role}' AND slot BETWEEN 0 AND 16000)"
+        tables = ", ".join(f"engram.{name} {some}" for name in ("memories", "idempotency", "by_id"))
+        await connection.execute(f"CREATE PUBLICATION moving FOR TABLE {tables}")
+        with pytest.raises(asyncpg.InvalidColumnReferenceError, match="by_id"):
+            await connection.execute("UPDATE engram.by_id SET content = 'x'")
+    with SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0)).running() as thread:
+        http = Http(thread.ports.http_port)
+        answers = await asyncio.to_thread(
+            lambda: [
+                http("PUT", "/v1/items", {"content": "x"}, headers={"Idempotency-Key": f"{number}"}, key="k").status
+                for number in range(3)
+            ]
+        )
+        assert answers == [201, 200, 200]
+        async with servers[0].session("fence_moves") as connection:
+            await connection.execute("UPDATE engram.idempotency SET expires = now()")
+        removed = await asyncio.to_thread(
+            lambda: http("DELETE", "/v1/items", headers={"Idempotency-Key": "d"}, key="k").status
+        )
+        http.close()
+    assert removed == 204
+    async with servers[0].session("fence_moves") as connection:
+        assert await connection.fetchval("SELECT count(*) FROM engram.idempotency") == 2  # two that expired are gone

@@ -26,6 +26,8 @@ AUTH_QUERY: Final = f"SELECT rolname, verifier FROM {SCHEMA}.pooler_login($1)"  
 # The fence needs READ COMMITTED, whatever the role's own default was set to.
 CONNECT_QUERY: Final = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
 CLIENTS: Final = 5_000  # two for each of 2,000 pods, and room; one costs about 2 KiB
+QUERY_WAIT_S: Final = 2
+LOGIN_RETRY_S: Final = 1
 CPU_MILLIS: Final = 50
 MEMORY_BYTES: Final = 64 * MIB
 
@@ -44,6 +46,10 @@ def build_pooler_file(spec: ClusterSpec) -> str:
         "max_prepared_statements": 200,
         "max_client_conn": CLIENTS,
         "max_db_connections": spec.pooler.max_connections,
+        # That a server is away is said before a sidecar loses its own patience (3 s for a connection), and that it is
+        # back found soon: by default clients wait for two minutes, and after a failure it is not looked for 15 s.
+        "query_wait_timeout": QUERY_WAIT_S,
+        "server_login_retry": LOGIN_RETRY_S,
         # Sidecars ask for an isolation level, which connect_query sets; without this every one of them is refused.
         "ignore_startup_parameters": "extra_float_digits,default_transaction_isolation",
         "log_connections": 0,
