@@ -30,6 +30,8 @@ _HEAD: Final = struct.Struct(">BQ")
 _MARK_BYTES: Final = 8  # 128 ids share one with a chance of 1 in 10^15; then both wait for the later position
 _ENTRY: Final = struct.Struct(f">{_MARK_BYTES}sIQ")
 MAX_CHARS: Final = -(-(_HEAD.size + MAX_SHARDS * _ENTRY.size) * 4 // 3)
+# The text of a token: head, three shards in 80 characters, and the rest. An epoch has 63 bits.
+TOKEN_PATTERN: Final = r"^A[Q-X][-\w]{10}([-\w]{80}){0,42}([-\w]{27}|[-\w]{54})?$".replace(r"\w", "_A-Za-z0-9")
 
 
 class BadToken(ValueError):

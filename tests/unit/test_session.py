@@ -1,6 +1,7 @@
 """The token of a session: what goes in comes out, what is no token is said to be none, and merging forgets nothing."""
 
 import base64
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_contract.kinds import MAX_INT64
-from engram_contract.session import MAX_CHARS, UNKNOWN, BadToken, Position, Token, mark_of
+from engram_contract.session import MAX_CHARS, TOKEN_PATTERN, UNKNOWN, BadToken, Position, Token, mark_of
 from engram_contract.shardmap import MAX_SHARDS
 
 POSITIONS = st.builds(Position, st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1))
@@ -36,6 +37,16 @@ def test_whatever_text_comes_is_a_token_or_said_to_be_none(text: str) -> None:
     except BadToken as bad:
         found = str(bad)
     assert Token.parse(str(found)) == found if isinstance(found, Token) else found
+
+
+@given(st.from_regex(TOKEN_PATTERN, fullmatch=True))
+def test_the_described_form_is_that_of_tokens(text: str) -> None:
+    assert re.fullmatch(TOKEN_PATTERN, str(Token.parse(text)))
+
+
+@given(tokens(MAX_SHARDS))
+def test_every_token_is_of_the_described_form(token: Token) -> None:
+    assert re.fullmatch(TOKEN_PATTERN, str(token))
 
 
 def raw(*parts: bytes) -> str:
