@@ -77,10 +77,10 @@ class Token:
         _, epoch = _HEAD.unpack_from(raw)
         if epoch > MAX_INT64:
             raise BadToken(f"names an epoch beyond {MAX_INT64}")
-        entries = list(_ENTRY.iter_unpack(raw[_HEAD.size :]))
-        positions = {mark: Position(timeline, lsn) for mark, timeline, lsn in entries}
-        if len(positions) < len(entries):
-            raise BadToken("names a shard twice")
+        positions: dict[bytes, Position] = {}
+        for mark, timeline, lsn in _ENTRY.iter_unpack(raw[_HEAD.size :]):
+            position = Position(timeline, lsn)
+            positions[mark] = max(position, positions.get(mark, position))
         return cls(epoch, positions)
 
     def __str__(self) -> str:

@@ -67,7 +67,6 @@ ENTRY = bytes(8) + bytes(12)
         (raw(b"\x01", bytes(7)), "version"),
         (raw(b"\x01", bytes(8), ENTRY[:-1]), "version"),
         (raw(b"\x01", b"\xff" * 8), "epoch"),
-        (raw(b"\x01", bytes(8), ENTRY, ENTRY), "twice"),
     ],
 )
 def test_a_text_that_is_no_token_says_why(text: str, reason: str) -> None:
