@@ -30,6 +30,8 @@ _HEAD: Final = struct.Struct(">BQ")
 _MARK_BYTES: Final = 8  # 128 ids share one with a chance of 1 in 10^15; then both wait for the later position
 _ENTRY: Final = struct.Struct(f">{_MARK_BYTES}sIQ")
 MAX_CHARS: Final = -(-(_HEAD.size + MAX_SHARDS * _ENTRY.size) * 4 // 3)
+# The text of a token: head, three shards in 80 characters, and the rest. An epoch has 63 bits.
+TOKEN_PATTERN: Final = r"^A[Q-X][-\w]{10}([-\w]{80}){0,42}([-\w]{27}|[-\w]{54})?$".replace(r"\w", "_A-Za-z0-9")
 
 
 class BadToken(ValueError):
@@ -75,10 +77,10 @@ class Token:
         _, epoch = _HEAD.unpack_from(raw)
         if epoch > MAX_INT64:
             raise BadToken(f"names an epoch beyond {MAX_INT64}")
-        entries = list(_ENTRY.iter_unpack(raw[_HEAD.size :]))
-        positions = {mark: Position(timeline, lsn) for mark, timeline, lsn in entries}
-        if len(positions) < len(entries):
-            raise BadToken("names a shard twice")
+        positions: dict[bytes, Position] = {}
+        for mark, timeline, lsn in _ENTRY.iter_unpack(raw[_HEAD.size :]):
+            position = Position(timeline, lsn)
+            positions[mark] = max(position, positions.get(mark, position))
         return cls(epoch, positions)
 
     def __str__(self) -> str:

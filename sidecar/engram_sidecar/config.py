@@ -26,6 +26,7 @@ from engram_contract.policy import Policy
 from engram_contract.shardmap import ShardMap
 from engram_sidecar.errors import AgentNotAllowed, BadConfig
 from engram_sidecar.identity import Identity
+from engram_sidecar.trust import is_bundle
 
 log = logging.getLogger(__name__)
 

@@ -90,9 +90,9 @@ class Session:
                 [self.level] = [Level(each.strip().lower()) for each in levels]
             except ValueError:
                 raise BadRequest(f"{CONSISTENCY_HEADER}: must be one of {', '.join(Level)}") from None
-        for text in ",".join(tokens).split(","):
+        for text in ",".join(tokens).split(",") if tokens else ():
             try:
-                self._token = self._token.merged(Token.parse(text.strip())) if text.strip() else self._token
+                self._token = self._token.merged(Token.parse(text.strip()))
             except BadToken as bad:
                 raise BadRequest(f"{SESSION_HEADER}: {bad}") from None
 

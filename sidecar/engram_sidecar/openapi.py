@@ -11,7 +11,7 @@ from engram_contract.names import (
     SESSION_HEADER,
 )
 from engram_contract.policy import Limits
-from engram_contract.session import MAX_CHARS
+from engram_contract.session import MAX_CHARS, TOKEN_PATTERN
 from engram_sidecar.consistency import Level
 from engram_sidecar.openapi_schemas import ID_PATTERN, Schema, ref, schemas, text, write_members
 from engram_sidecar.reports import DEFAULT_AUDIT_ENTRIES, MAX_AUDIT_ENTRIES
@@ -37,8 +37,8 @@ _SESSION: Final = [
     {
         "name": SESSION_HEADER,
         "in": "header",
-        "description": f"Tokens of earlier answers, separated by commas: each at most {MAX_CHARS} characters.",
-        "schema": {"type": "string", "pattern": "^[-_A-Za-z0-9, ]*$"},
+        "description": "The token of the session's last answer; where its requests overlap several, by commas.",
+        "schema": {"type": "string", "pattern": TOKEN_PATTERN},
     },
     {
         "name": CONSISTENCY_HEADER,

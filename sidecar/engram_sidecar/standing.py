@@ -35,11 +35,6 @@ class Look:
     epoch: int
     asked_s: float
 
-    @property
-    def position(self) -> Position | None:
-        """How far the node surely is."""
-        return None if self.timeline is None else Position(self.timeline, self.lsn)
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

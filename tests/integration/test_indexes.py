@@ -79,10 +79,12 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         "ARRAY[5]", "ARRAY[gen_random_uuid()]", "ARRAY['c']", "ARRAY['null']", "'{NULL}'", "'{NULL}'", "'{NULL}'",
     ),
     "get_map": (),
+    "look_node": (),
 }  # fmt: skip
 IN_FUNCTIONS = {"delete_memory", "list_memories", "search_memories", "count_lexemes", "tenant_size"}
 BESIDE: dict[str, tuple[object, ...]] = {
     "tenant_usage": (),
+    "node_position": (),
     "try_reseal": (),
     "lend_quota": ("s9", 1, 1),
     "loan_token": ("s9", "6f8b3a52-8f5c-4f0e-9d43-0d6c6f0f2a11"),

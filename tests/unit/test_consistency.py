@@ -58,6 +58,8 @@ def test_a_request_reads_as_its_header_says(floors: Floors, levels: list[str], l
         ([""], [], "Engram-Consistency"),
         (["strong", "eventual"], [], "Engram-Consistency"),
         ([], ["?"], "Engram-Session"),
+        ([], [""], "Engram-Session"),
+        ([], [f"{Token()},"], "Engram-Session"),
         ([], [str(told(at(1))), "AAAA"], "Engram-Session"),
     ],
 )
