@@ -27,7 +27,7 @@ from engram_contract.slots import SLOTS
 MAX_SHARDS: Final = 128
 MAX_NODES: Final = 16
 MAX_WEIGHT: Final = 1000
-MAX_CHARS: Final = 3 << 20  # the largest valid map has 2.2 million; a usual one some thousand
+MAX_CHARS: Final = 3 << 20  # the largest valid map has 2.9 million; a usual one some thousand
 DEFAULT_RESIDENCY: Final = "default"
 
 SHARD_ID: Final = Text(32, LABEL_PATTERN, "lower-case letters, digits and dashes")

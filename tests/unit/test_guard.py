@@ -396,3 +396,24 @@ async def test_of_a_put_that_was_not_sent_in_time_it_is_said_that_nothing_happen
     assert [type(failure) for failure in sent] == [OutcomeUnknown] * CONNECTIONS_PER_NODE
     assert type(await failure_of(calls[-1])) is DeadlineExceeded
     assert stage.node.asked == CONNECTIONS_PER_NODE
+
+
+# Reads that another node can answer
+
+
+async def test_a_read_that_another_node_can_answer_is_asked_once() -> None:
+    stage = Stage(Node0(GONE), Resilience(retry_percent=50))
+    begin_request()
+    failure = await failure_of(stage.guard.read_once(PLACE, "get_memories", [7], [ID.uuid], timeout_s=5.0))
+    assert (failure, stage.node.asked, stage.retries) == (GONE, 1, [])
+
+
+async def test_it_leaves_half_of_the_requests_time() -> None:
+    async def silence() -> None:
+        await asyncio.sleep(60)
+
+    stage = Stage(Node0(silence), Resilience(deadline_seconds=1))
+    patience = begin_request()
+    failure = await failure_of(stage.guard.read_once(PLACE, "get_memories", [7], [ID.uuid], timeout_s=5.0))
+    assert isinstance(failure, DeadlineExceeded)
+    assert (patience.by_s or 0.0) > asyncio.get_running_loop().time()

@@ -339,9 +339,23 @@ def test_members_of_a_newer_writer_are_passed_over() -> None:
 def test_the_largest_valid_map_is_read() -> None:
     names = [f"{at:032d}" for at in range(MAX_SHARDS)]
     nodes = tuple(Node("\n" * 61 + f"{at:02d}", "h" * 253, 65535) for at in range(MAX_NODES))
-    shards = tuple(Shard(name, "d" * 63, nodes, 1000, MAINTENANCE, "r" * 63) for name in names)
+    shards = tuple(Shard(name, "d" * 63, nodes, 1000, MAINTENANCE, "r" * 63, nodes) for name in names)
     ranges = tuple(SlotRange(slot, slot, names[slot % MAX_SHARDS]) for slot in range(SLOTS))
     largest = ShardMap("t" * 63, 2**63 - 1, Strategy.CONTENT, shards, ranges, scattered=True, residency="r" * 63)
     text = largest.to_json()
     assert len(text) < MAX_CHARS
     assert ShardMap.from_json(text) == largest
+
+
+def test_members_come_back_and_a_map_without_them_is_written_as_ever() -> None:
+    bare = first_map(TENANT, Strategy.USER, [shard("s0"), shard("s1")])
+    assert "members" not in bare.to_json()
+    assert ShardMap.from_json(bare.to_json()) == bare
+    nodes = (Node("s0-0", "a", 1), Node("s0-1", "b", 2))
+    grown = restated(bare, [replace(bare.shard("s0"), members=nodes), bare.shard("s1")])
+    assert (grown.epoch, grown.ranges) == (2, bare.ranges)
+    assert ShardMap.from_json(grown.to_json()).shard("s0").members == nodes
+    assert [set(each) for each in json.loads(grown.to_json())["shards"]] == [
+        {"id", "database", "nodes", "weight", "state", "residency", "members"},
+        {"id", "database", "nodes", "weight", "state", "residency"},
+    ]
