@@ -11,8 +11,8 @@ SlotMoved, QuotaExceeded. All but OutcomeUnknown of a write had no effect.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -123,8 +123,7 @@ class Store:
 
     def forget(self, places: Iterable[Place]) -> None:
         """Ends the pools of all other places when their running queries have ended: the map no longer names them."""
-        kept = set(places)
-        for place in [place for place in self._pools if place not in kept]:
+        for place in self._pools.keys() - set(places):
             pool = self._pools.pop(place)
             task = asyncio.create_task(pool.end())
             self._ending[task] = pool
@@ -212,7 +211,7 @@ class Store:
         for _ in range(COLLISION_ATTEMPTS):
             try:
                 async with self._session(place, _left_s(deadline_s)) as connection:
-                    with _write_errors(place), part("db", place.shard, query):
+                    with _write_errors(place), _replicated(connection, place), part("db", place.shard, query):
                         rows = await connection.fetch(QUERIES[query], *args, timeout=_left_s(deadline_s))
                     await _tell_position(connection, place, deadline_s)
                     return rows
@@ -227,8 +226,9 @@ class Store:
         async with self._session(place, timeout_s) as connection:
             with _write_errors(place):
                 await _check_primary(connection, place, deadline_s)
-                async with connection.transaction():
-                    yield Transaction(connection, place.shard, deadline_s)
+                with _replicated(connection, place):
+                    async with connection.transaction():
+                        yield Transaction(connection, place.shard, deadline_s)
             await _tell_position(connection, place, deadline_s)
 
 
@@ -253,6 +253,26 @@ async def _check_primary(connection: Connection, place: Place, deadline_s: float
     """
     if await connection.fetchval(QUERIES["is_standby"], timeout=_left_s(deadline_s)):
         raise ShardUnavailable(place.shard, "the node is not the primary") from asyncpg.ReadOnlySQLTransactionError()
+
+
+@contextmanager
+def _replicated(connection: Connection, place: Place) -> Iterator[None]:
+    """Raises OutcomeUnknown if a commit in the block did not wait for its standby to the end.
+
+    The server calls that a success and warns. Of the warning only its place in the source is in no language.
+    """
+    warners: list[str | None] = []
+
+    def note(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        warners.append(message.server_source_function)
+
+    connection.add_log_listener(note)
+    try:
+        yield
+    finally:
+        connection.remove_log_listener(note)
+    if "SyncRepWaitForLSN" in warners:
+        raise OutcomeUnknown(place.shard, "it was committed, and its copy on a standby was not waited for")
 
 
 async def _tell_position(connection: Connection, place: Place, deadline_s: float) -> None:
@@ -368,10 +388,8 @@ async def _no_reset(_connection: object) -> None:
 def _short(error: BaseException) -> str:
     """The reason in words that hold no address and no secret."""
     match error:
-        case asyncpg.CannotConnectNowError():
+        case asyncpg.CannotConnectNowError() | asyncpg.AdminShutdownError() | asyncpg.CrashShutdownError():
             return "the server is starting or stopping"
-        case asyncpg.AdminShutdownError() | asyncpg.CrashShutdownError():
-            return "the server is stopping"
         case asyncpg.TooManyConnectionsError():
             return "the server has no connection left"
         case asyncpg.ReadOnlySQLTransactionError():
