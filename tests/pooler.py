@@ -35,6 +35,7 @@ PACKAGES: Final = (
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 START_S: Final = 10.0
+STOP_S: Final = 10.0
 FETCH_S: Final = 300
 
 
@@ -114,6 +115,7 @@ class Pooler:
 
     port: int
     server: RealServer
+    process: subprocess.Popen[bytes]
 
 
 def cluster(connections: int) -> ClusterSpec:
@@ -154,10 +156,10 @@ def pooler_before(server: RealServer, command: Sequence[str], folder: Path, conn
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < until_s, (folder / "log").read_text()
                 time.sleep(0.02)
-            yield Pooler(port, server)
+            yield Pooler(port, server, process)
         finally:
             process.send_signal(signal.SIGQUIT)  # at once; SIGTERM waits for the clients to leave
-            process.wait(10)
+            process.wait(STOP_S)
 
 
 async def admit_pooler(server: RealServer) -> None:

@@ -1,6 +1,7 @@
 """Through PgBouncer in transaction mode, as the operator configures it: the fence, the isolation level, statements."""
 
 import asyncio
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from engram_contract.names import MAP_FILE
 from engram_operator.clients.postgres import publish_map
 from engram_sidecar.queries import QUERIES
 from engram_sidecar.settings import Settings
-from tests.harness import NUMBERS, PASSWORD, Http, RealServer, SidecarThread, Tenant, create_tenant
+from tests.harness import NUMBERS, PASSWORD, Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder
 from tests.integration.conftest import through
 from tests.integration.test_fence import INSERT, owned_by, write_for_ever
-from tests.pooler import Pooler
+from tests.pooler import STOP_S, Pooler, pooler_before
 
 ROUNDS = 50
 Servers = tuple[RealServer, RealServer]
@@ -140,3 +141,22 @@ async def test_every_query_can_be_prepared(poolers: tuple[Pooler, Pooler], poole
     for sql in QUERIES.values():
         await connection.prepare(sql)
     await connection.close()
+
+
+async def test_a_pooler_ends_with_its_pod_though_clients_stay(
+    servers: Servers, poolers: tuple[Pooler, Pooler], pooled: Tenant, pooler_command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """By the signal that its pod sends first; a transaction that runs is let run to its end."""
+    with server_folder() as folder, pooler_before(servers[0], pooler_command, folder / "ending") as ending:
+        idle, busy = await connect(ending, pooled), await connect(ending, pooled)
+        await idle.fetchval("SELECT 1")
+        async with busy.transaction():
+            await busy.execute("SELECT 1")
+            ending.process.send_signal(signal.SIGINT)
+            while "got SIGINT" not in (folder / "ending" / "log").read_text():  # noqa: ASYNC110  it has no event
+                await asyncio.sleep(0.01)
+            assert await busy.fetchval("SELECT 2") == 2
+            assert ending.process.poll() is None
+        assert await asyncio.to_thread(ending.process.wait, STOP_S) == 0
+        for connection in (idle, busy):
+            connection.terminate()

@@ -20,6 +20,9 @@ CONFIG_DIR: Final = "/etc/pgbouncer"
 REREAD_S: Final = 120
 # It reads its certificate when it is told to, and nobody else may tell it: its console is closed to the network.
 RUN: Final = f"while sleep {REREAD_S}; do kill -HUP 1; done & exec /opt/pgbouncer {CONFIG_DIR}/{POOLER_FILE}"
+# The kubelet's SIGTERM makes it wait for its clients, which stay as long as they live (PgBouncer 1.23, changelog). On
+# SIGINT it waits for their transactions, and whatever signal comes next ends it.
+STOP: Final = "kill -INT 1; sleep 5"
 SOCKETS_DIR: Final = "/sockets"
 POOLER_ROLE: Final = "engram_pooler"
 AUTH_QUERY: Final = f"SELECT rolname, verifier FROM {SCHEMA}.pooler_login($1)"  # noqa: S608  a constant
@@ -80,6 +83,7 @@ def build_pooler_container(image: Manifest, mounts: dict[str, str]) -> Manifest:
         "name": "pooler",
         **image,
         "command": ["/bin/sh", "-c", RUN],
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", STOP]}}},
         "ports": [{"name": "pooler", "containerPort": POOLER_PORT, "protocol": "TCP"}],
         "readinessProbe": build_tcp_probe(POOLER_PORT, period_s=5, tries=2),
         "livenessProbe": build_tcp_probe(POOLER_PORT, period_s=10, tries=6),
