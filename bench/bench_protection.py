@@ -31,7 +31,7 @@ BODY_BYTES: Final = 1 << 30
 WATCH_S: Final = 5.0
 HEALTH_S: Final = 0.1  # bars of the issue
 LAG_S: Final = 0.02
-GROWN_MIB: Final = 128.0  # 1,024 connections of 20 KiB, two bodies of 8 MiB and what is parsed of them
+GROWN_MIB: Final = 128.0  # 2,560 connections of 6 to 16 KiB, two bodies of 8 MiB and what is parsed of them
 
 
 class Health:

@@ -49,7 +49,7 @@ from engram_sidecar.tracing import Tracer
 
 log = logging.getLogger(__name__)
 RESTART_S: Final = 5.0
-MAX_CONNECTIONS: Final = 1_024  # of the interface: a client's pool has a hundred
+MAX_CONNECTIONS: Final = 2_560  # of the interface: all the writes that may wait for a primary (2,000), and others
 MAX_PROBES: Final = 64  # of the port for probes and metrics, which the pod's network reaches
 
 

@@ -85,6 +85,9 @@ IN_FUNCTIONS = {"delete_memory", "list_memories", "search_memories", "count_lexe
 BESIDE: dict[str, tuple[object, ...]] = {
     "tenant_usage": (),
     "node_position": (),
+    "is_standby": (),
+    "claim_key": ("6f8b3a52-8f5c-4f0e-9d43-0d6c6f0f2a12", [5]),
+    "keep_outcomes": ("6f8b3a52-8f5c-4f0e-9d43-0d6c6f0f2a12", "6f8b3a52-8f5c-4f0e-9d43-0d6c6f0f2a13", [5], ["[]"]),
     "try_reseal": (),
     "lend_quota": ("s9", 1, 1),
     "loan_token": ("s9", "6f8b3a52-8f5c-4f0e-9d43-0d6c6f0f2a11"),
