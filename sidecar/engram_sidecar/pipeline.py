@@ -7,7 +7,8 @@ agent's
 attempt
 3. caches   none yet: every read asks the store. They will stand between locate and ask, and a write will drop
 entries after ask
-4. choose   routing.py: the primary of the shard, or why there is none
+4. choose   routing.py: the primary of the shard, or why there is none; replicas.py: a replica in its place, where the
+request's session allows it
 5. ask      writes.py, idempotency.py, finding.py and store.py: one attempt; a shard that is full borrows room first
 (quotas.py)
 A shard that does not own the slot (SlotMoved) is asked for its map; with a newer one the request starts over, at most
