@@ -120,8 +120,8 @@ async def test_writes_outlast_a_primary_that_comes_back_within_the_wait(
     async with serving(settings_of(tenant)) as ports:
         caller = Caller(session, ports)
         rate_per_s = await bearable_rate(caller)
-        load = asyncio.create_task(steadily(caller, rate_per_s, 14.0))
-        await asyncio.sleep(8.0)  # the rate of before the outage is that of its last ten seconds
+        load = asyncio.create_task(steadily(caller, rate_per_s, 17.0))
+        await asyncio.sleep(11.0)  # the rate of before the outage is that of its last ten seconds
         await asyncio.to_thread(server.stop, mode)
         longest = 0.0
         stopped_s = time.monotonic()
@@ -134,7 +134,7 @@ async def test_writes_outlast_a_primary_that_comes_back_within_the_wait(
     refused = Counter((status, body["detail"]) for status, body in answers if status not in {200, 201})
     assert refused == {}
     print(f"{len(answers)} writes at {rate_per_s:.0f} a second, at most {longest:.0f} waited")  # noqa: T201
-    assert rate_per_s < longest <= Resilience().waiting_writes
+    assert rate_per_s / 4 < longest <= Resilience().waiting_writes  # of two seconds, looked at now and then
     drained = [moment for moment, _ in caller.ended if moment >= started_s]
     assert max(sum(moment <= each < moment + 1.0 for each in drained) for moment in drained) <= 2.5 * rate_per_s + 20
 
