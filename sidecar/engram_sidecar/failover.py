@@ -15,7 +15,6 @@ Source: Vitess, vtgate buffering (window 10 s, drained in order).
 """
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import islice
@@ -23,6 +22,7 @@ from math import ceil
 from typing import Final, TypeVar
 
 from engram_contract.resilience import Resilience
+from engram_sidecar.chance import jittered
 from engram_sidecar.errors import BreakerOpen, NodeRefused, ShardUnavailable, Shed
 from engram_sidecar.patience import Patience
 
@@ -122,7 +122,7 @@ class Lane:
         """The answer of the first in line."""
         while True:
             if failure is not None:
-                await asyncio.sleep(PROBE_S * (1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)))  # noqa: S311
+                await asyncio.sleep(jittered(PROBE_S, JITTER_RATIO))
             if not self._is_draining and _now_s() >= self._end_s(tuned):
                 raise failure or self._gone()
             patience.extend(_now_s() - since_s)

@@ -11,7 +11,6 @@ own answer, its own error and its own deadline.
 """
 
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from typing import Final, cast
 from engram_contract.resilience import Resilience
 from engram_sidecar.breaker import Breaker, Limits, Outcome, State, View
 from engram_sidecar.bulkhead import Bulkhead
+from engram_sidecar.chance import jittered
 from engram_sidecar.consistency import join_sessions, session_of_request
 from engram_sidecar.errors import (
     BreakerOpen,
@@ -262,7 +262,7 @@ class Gate:
         """
         was_away = False
         while any(breaker.view.state is State.OPEN for breaker in self._breakers.get(place, {}).values()):
-            await asyncio.sleep(WATCH_S * (1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)))  # noqa: S311
+            await asyncio.sleep(jittered(WATCH_S, JITTER_RATIO))
             try:
                 await self._store.read(place, "get_map", timeout_s=TELLING_S)
             except NodeRefused:

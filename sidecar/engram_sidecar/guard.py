@@ -9,7 +9,6 @@ carries an idempotency key; what a repetition cannot do is never said of the wri
 """
 
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -17,6 +16,7 @@ from typing import Final, TypeVar
 
 from engram_contract.resilience import Resilience
 from engram_sidecar.budget import Budget
+from engram_sidecar.chance import jittered
 from engram_sidecar.errors import BreakerOpen, NodeRefused, OutcomeUnknown, ShardUnavailable, Shed
 from engram_sidecar.failover import Lane
 from engram_sidecar.gate import JITTER_RATIO, Gate, Kind, kind_of
@@ -142,7 +142,7 @@ class Guard:
     ) -> None:
         """Returns when the question may be asked again; raises its failure if it may not."""
         now_s = _now_s()
-        pause_s = FIRST_PAUSE_S * 2**attempt * (1 + random.uniform(-JITTER_RATIO, JITTER_RATIO))  # noqa: S311
+        pause_s = jittered(FIRST_PAUSE_S * 2**attempt, JITTER_RATIO)
         is_last = attempt + 1 == ATTEMPTS or now_s + pause_s >= (patience.by_s or now_s)
         is_off = self._resilience().retry_percent == 0
         if is_last or is_off or isinstance(failure, _UNASKED) or not self._budgets[place.shard].spend(now_s):

@@ -10,13 +10,13 @@ ahead of every replica: for FRESH_LOOKS looks of FRESH_S at most.
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from engram_contract.shardmap import ShardMap
 from engram_sidecar import routing
+from engram_sidecar.chance import drawn, jittered
 from engram_sidecar.consistency import Level, Session
 from engram_sidecar.errors import NodeRefused, ShardUnavailable
 from engram_sidecar.standing import Look, Standing, Wanted
@@ -96,7 +96,7 @@ class Lookout:
             names = standing.eligible(wanted, now_s)
         if not names:
             return None
-        name = min(random.sample(names, min(2, len(names))), key=watched.latency_s.__getitem__)
+        name = min(drawn(names, 2), key=watched.latency_s.__getitem__)
         return Chosen(watched.places[name], standing.look_at(name), standing.behind_s(name, now_s) or 0.0)
 
     def observe(self, place: Place, seconds: float) -> None:
@@ -117,7 +117,7 @@ class Lookout:
                 continue
             nodes = ((watched, name) for watched in read for name in watched.places)
             await asyncio.gather(*(self._look(watched, name, LOOK_TIMEOUT_S) for watched, name in nodes))
-            await asyncio.sleep(LOOK_S * (1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)))  # noqa: S311
+            await asyncio.sleep(jittered(LOOK_S, JITTER_RATIO))
 
     async def _look(self, watched: _Watched, name: str, timeout_s: float) -> None:
         asked_s = _now_s()

@@ -6,10 +6,10 @@ sent again.
 
 import asyncio
 import logging
-import random
 from typing import Final
 
 from engram_sidecar import routing
+from engram_sidecar.chance import jittered
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.metrics import Metrics
@@ -42,9 +42,8 @@ class Presence:
         while self._settings.pod is not None:
             self._changed.clear()
             wait_s = REPORT_S if await self._report() else RETRY_S
-            jitter = 1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)  # noqa: S311  spreads load, guards nothing
             try:
-                await asyncio.wait_for(self._changed.wait(), wait_s * jitter)
+                await asyncio.wait_for(self._changed.wait(), jittered(wait_s, JITTER_RATIO))
             except TimeoutError:
                 continue
 

@@ -15,7 +15,6 @@ Version, times and tag of a memory stay: for a caller nothing happened.
 
 import asyncio
 import logging
-import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from uuid import UUID
 
 from engram_contract.shardmap import ShardState
 from engram_sidecar import routing
+from engram_sidecar.chance import at_most, jittered
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.errors import Collision, KeyMissing, QuotaExceeded, SealBroken, ShardUnavailable, SlotMoved
 from engram_sidecar.metrics import Metrics
@@ -74,11 +74,10 @@ class Resealer:
         """Sweeps until cancelled."""
         while True:
             self._changed.clear()
-            await asyncio.sleep(random.uniform(0, SETTLE_S))  # noqa: S311  spreads load, guards nothing
+            await asyncio.sleep(at_most(SETTLE_S))
             await self.sweep()
-            jitter = 1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)  # noqa: S311  as above
             try:
-                await asyncio.wait_for(self._changed.wait(), LOOK_S * jitter)
+                await asyncio.wait_for(self._changed.wait(), jittered(LOOK_S, JITTER_RATIO))
             except TimeoutError:
                 continue
 

@@ -5,10 +5,10 @@ Every sidecar of the tenant tells the same number, so a dashboard takes the high
 
 import asyncio
 import logging
-import random
 from collections import Counter
 from typing import Final
 
+from engram_sidecar.chance import jittered
 from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.ledger import Ledger
 from engram_sidecar.metrics import Metrics
@@ -31,7 +31,7 @@ class Sizes:
         """Looks until cancelled."""
         wait_s = SETTLE_S / 2
         while True:
-            await asyncio.sleep(wait_s * (1 + random.uniform(-JITTER_RATIO, JITTER_RATIO)))  # noqa: S311  spreads load
+            await asyncio.sleep(jittered(wait_s, JITTER_RATIO))
             await self._look()
             wait_s = LOOK_S
 
