@@ -135,8 +135,8 @@ class Api:
         exchange.end(call.route, response.status, response.headers, ended_s - call.started_s)
         self._metrics.observe(operation, call.route, response.status, call.started_s, ended_s, is_success=is_success)
         if call.parts:
-            for part in call.parts:
-                self._trail.record(*part)
+            for each in call.parts:
+                self._trail.record(*each)
         else:
             self._trail.record(operation, response.status, call.subject)
         return response

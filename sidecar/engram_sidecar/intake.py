@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from engram_contract.names import CONSISTENCY_HEADER, SESSION_HEADER
+from engram_contract.names import CONSISTENCY_HEADER, IDEMPOTENCY_HEADER, SESSION_HEADER
 from engram_contract.policy import Limits
 from engram_sidecar import jsontext
 from engram_sidecar.audit import Subject
@@ -42,7 +42,7 @@ class Call:
     session: Session
     route: tuple[str, str] = NO_ROUTE  # method, template of the path
     path_id: str = ""
-    body_digest: str = ""  # of what was read of the body
+    body_digest: str = ""  # of the body of a request with an idempotency key
     subject: Subject = field(default_factory=Subject)
     parts: Sequence[tuple[str, int, Subject]] = ()
 
@@ -132,12 +132,14 @@ class Intake:
         limit = self.limits.body_bytes
         if (request.content_length or 0) > limit:
             raise TooLarge("bytes of body", limit)
-        body, digest = bytearray(), hashlib.blake2b(digest_size=32)
+        body = bytearray()
+        digest = hashlib.blake2b(digest_size=32) if IDEMPOTENCY_HEADER in request.headers else None
         try:
             async with asyncio.timeout(self._body_timeout_s):
                 async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
                     body += chunk
-                    digest.update(chunk)
+                    if digest is not None:
+                        digest.update(chunk)
                     if len(body) > limit:
                         raise TooLarge("bytes of body", limit)
         except TimeoutError as error:
@@ -147,7 +149,8 @@ class Intake:
             reason = "the body's transfer or content encoding is broken"
             raise BadRequest(reason) from error
         of_request().size_bytes = len(body)
-        call.body_digest = digest.hexdigest()
+        if digest is not None:
+            call.body_digest = digest.hexdigest()
         return bytes(body)
 
 

@@ -19,6 +19,7 @@ from engram_sidecar import routing
 from engram_sidecar.chance import drawn, jittered
 from engram_sidecar.consistency import Level, Session
 from engram_sidecar.errors import NodeRefused, ShardUnavailable
+from engram_sidecar.gate import GRACE_S
 from engram_sidecar.standing import Look, Standing, Wanted
 from engram_sidecar.store import Asks, Place
 
@@ -27,7 +28,6 @@ JITTER_RATIO: Final = 0.2
 LOOK_TIMEOUT_S: Final = 1.0
 FRESH_S: Final = 0.05  # the primary answers in less than what a longer wait for a replica would cost
 FRESH_LOOKS: Final = 3  # a look takes about as long as a write takes to be replayed
-GRACE_S: Final = 0.25  # a driver that gives a connection back may wait for a node that is silent
 ACTIVE_S: Final = 5.0
 REFUSED_S: Final = 30.0  # a node of another schema does not mend itself within a second
 LATENCY_RATIO: Final = 0.2  # of a new measure in the moving one

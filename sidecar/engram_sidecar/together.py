@@ -28,7 +28,7 @@ class Asked:
     session: Session
     recorder: Recorder | None
     is_awaited: bool = False  # it waits for a primary
-    is_out: bool = False  # the node has been asked
+    is_out: bool = False  # a put that the node was sent
 
 
 def gets_arguments(asked: Sequence[Asked]) -> tuple[list[object], list[object]]:

@@ -51,9 +51,12 @@ class Written:
         return max(after - before for before, after in pairwise(inside))
 
     def terms(self) -> list[int]:
-        """Which hosts acknowledged, one after the other."""
+        """Which hosts acknowledged, one after the other, in the order in which they were asked.
+
+        A frozen primary that thaws reads what its standby had confirmed, and so tells of a row that is on both.
+        """
         found: list[int] = []
-        for each in self.rows:
+        for each in sorted(self.rows, key=lambda row: row.number):
             if not found or found[-1] != each.place:
                 found.append(each.place)
         return found

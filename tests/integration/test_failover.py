@@ -87,6 +87,14 @@ async def session() -> Any:  # noqa: ANN401
         yield session
 
 
+async def open_breaker(caller: Caller, proxy: FaultProxy) -> None:
+    """The node ends every connection until the breaker of reads by id is open."""
+    await caller.put(1)
+    proxy.turn(Fault.RESET)
+    while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
+        assert (await caller("GET", "/v1/items", key="1"))[0] == 503
+
+
 async def bearable_rate(caller: Caller) -> float:
     """Writes a second that leave room to catch up: an overloaded server fails without being stopped."""
     until_s = time.monotonic() + 1.5
@@ -249,10 +257,7 @@ async def test_a_node_that_comes_back_is_met_by_one_question(
     tenant = await tenant_of(server, tmp_path, recoverySeconds=1, retryPercent=0)
     async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
         caller = Caller(session, ports)
-        await caller.put(1)
-        proxy.turn(Fault.RESET)
-        while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
-            assert (await caller("GET", "/v1/items", key="1"))[0] == 503
+        await open_breaker(caller, proxy)
         proxy.turn(Fault.NONE, delay_s=0.1)  # so that the probe takes a while
         before = proxy.accepted
         await asyncio.sleep(1.1)
@@ -300,10 +305,7 @@ async def test_a_running_sidecar_takes_other_numbers(
     tenant = await tenant_of(server, tmp_path, recoverySeconds=600, retryPercent=0)
     async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
         caller = Caller(session, ports)
-        await caller.put(1)
-        proxy.turn(Fault.RESET)
-        while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
-            assert (await caller("GET", "/v1/items", key="1"))[0] == 503
+        await open_breaker(caller, proxy)
         proxy.turn(Fault.NONE)
         assert (await caller("GET", "/v1/items", key="1"))[1]["type"].endswith("/breaker-open")
         policy = tenant.config_dir / "policy.json"

@@ -131,7 +131,7 @@ def freeze_primaries(cluster: Cluster, namespace: str, what: list[str]) -> None:
     told = ", ".join(f"{name} {gap:.1f} s" for name, gap in zip(what, gaps, strict=True))
     load.report(f"frozen: {told}; terms {written.terms()}")
     assert max(gaps) < FREEZE_GAP_S
-    # Who acknowledged once another did is not heard again before it leads again.
+    # What was sent once another one had acknowledged was not acknowledged by the one of before.
     assert len(written.terms()) == len(what) + 1
 
 
