@@ -153,10 +153,14 @@ class SealBroken(SidecarError):
 
 
 class ShardUnavailable(SidecarError):
-    """The memory's shard does not answer. `reason` is short and holds no secret."""
+    """The memory's shard does not answer. `reason` is short and holds no secret.
+
+    `again_s`: when what failed so may be asked again, on the loop's clock; inf if never, None if nobody asked yet.
+    """
 
     def __init__(self, shard: str, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(f"shard {shard}: {reason}")
+        self.again_s: float | None = None
         self.shard = shard
         self.reason = reason
         self.retry_after_s = retry_after_s

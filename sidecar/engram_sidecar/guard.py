@@ -12,6 +12,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from math import inf
 from typing import Final, TypeVar
 
 from engram_contract.resilience import Resilience
@@ -82,7 +83,7 @@ class Guard:
                 unknown = unknown or failure
                 if not is_repeatable(query, args):
                     raise
-                await self._pause(place, Kind.STORE, patience, attempt, unknown)
+                await self._pause(place, Kind.STORE, patience, attempt, failure)
             except Exception as failure:
                 if unknown is not None:
                     raise unknown from failure
@@ -102,7 +103,7 @@ class Guard:
                 return await attempt()
             except OutcomeUnknown as failure:
                 unknown = unknown or failure
-                await self._pause(place, Kind.STORE, patience, number, unknown)
+                await self._pause(place, Kind.STORE, patience, number, failure)
             except ShardUnavailable as failure:
                 if unknown is not None:
                     raise unknown from failure
@@ -140,15 +141,21 @@ class Guard:
     async def _pause(
         self, place: Place, kind: Kind, patience: Patience, attempt: int, failure: ShardUnavailable
     ) -> None:
-        """Returns when the question may be asked again; raises its failure if it may not."""
+        """Returns when the question may be asked again; raises its failure if it may not.
+
+        Requests that failed together, as one statement, cost the budget one repetition: they go together again.
+        """
+        if attempt + 1 == ATTEMPTS:
+            raise failure
         now_s = _now_s()
-        pause_s = jittered(FIRST_PAUSE_S * 2**attempt, JITTER_RATIO)
-        is_last = attempt + 1 == ATTEMPTS or now_s + pause_s >= (patience.by_s or now_s)
-        is_off = self._resilience().retry_percent == 0
-        if is_last or is_off or isinstance(failure, _UNASKED) or not self._budgets[place.shard].spend(now_s):
+        if failure.again_s is None:
+            is_off = self._resilience().retry_percent == 0 or isinstance(failure, _UNASKED)
+            pause_s = jittered(FIRST_PAUSE_S * 2**attempt, JITTER_RATIO)
+            failure.again_s = inf if is_off or not self._budgets[place.shard].spend(now_s) else now_s + pause_s
+        if failure.again_s >= (patience.by_s or now_s):
             raise failure
         self._on_retry(kind)
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(failure.again_s - now_s)
 
     @contextmanager
     def _counted(self, kind: Kind) -> Iterator[None]:

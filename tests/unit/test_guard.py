@@ -56,6 +56,8 @@ class Node0:
         self.asked += 1
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(outcome, BaseException):
+            if isinstance(outcome, ShardUnavailable):
+                outcome.again_s = None  # it is another failure
             raise outcome
         return await outcome() if callable(outcome) else outcome
 
@@ -297,6 +299,16 @@ async def test_a_put_whose_outcome_is_unknown_is_repeated() -> None:
     stage = Stage(Node0(LOST, ["row"]), Resilience())
     assert await stage.write("put_memory", *put_of(Conditions())) == ["row"]
     assert stage.retries == [Kind.STORE]
+
+
+async def test_puts_that_failed_together_are_repeated_together_as_one() -> None:
+    ids = [MemoryId(7, UUID(int=number)) for number in range(64)]
+    puts = [put_arguments(Put(each, Draft("tea", "1"), Conditions()), Indexed("", 0), None) for each in ids]
+    stage = Stage(Node0(OutcomeUnknown("s0", "one"), OutcomeUnknown("s0", "two"), GONE), Resilience(failover_seconds=0))
+    found = await asyncio.gather(*(stage.write("put_memory", *put) for put in puts), return_exceptions=True)
+    assert {type(each) for each in found} == {OutcomeUnknown}
+    assert stage.node.asked <= 8
+    assert len(stage.retries) >= 64
 
 
 @pytest.mark.parametrize("second", [[], SlotMoved("s0"), GONE, QuotaExceeded("s0", "bytes", 1)], ids=str)
