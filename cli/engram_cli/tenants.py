@@ -96,7 +96,7 @@ class Tenants:
                 record = self.state.shard(shard.id)
                 if record is not None:
                     await _through_the_fence(partial(postgres.publish_map, self._admin(record), record.id, shard_map))
-        write_atomic(folder / names.POLICY_FILE, spec.policy().to_json() + "\n")
+        write_atomic(folder / names.POLICY_FILE, spec.policy(cache=self.cluster.cache.caching).to_json() + "\n")
         write_atomic(folder / names.MAP_FILE, shard_map.to_json() + "\n")
         return shard_map
 

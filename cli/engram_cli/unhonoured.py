@@ -10,7 +10,7 @@ from typing import Final
 
 from engram_cli.pgsettings import refused_parameters
 from engram_contract.spec import CacheProvider, ClusterSpec, LabelSelector, ReclaimPolicy, TenantSpec
-from engram_contract.spec_parts import LocalCache, Resources, Scheduling, Storage, UpdatePolicy
+from engram_contract.spec_parts import Resources, Scheduling, Storage, UpdatePolicy
 from engram_contract.spec_tenant import SidecarSpec, Watchdog
 
 
@@ -42,6 +42,7 @@ HONOURED: Final = frozenset(
         "MemoryCluster.shardOverrides.residency",
         "MemoryCluster.postgres.version",
         "MemoryCluster.postgres.parameters",
+        "MemoryCluster.cache.local",
         "MemoryCluster.postgres.tls.enabled",  # Postgres listens on this machine's loopback alone
         # Refused where they are set: see localplan.check_manifests.
         "MemoryCluster.provider",
@@ -85,9 +86,6 @@ CLUSTER_GAPS: Final = (
         ("cache.provider", "cache.url", "cache.secretRef", "cache.capacity", "cache.ttl"),
         lambda spec: spec.cache.provider is not CacheProvider.NONE,
         "there is no Redis",
-    ),
-    ClusterGap(
-        ("cache.local",), lambda spec: spec.cache.local != LocalCache(), "the sidecar has no cache in this version"
     ),
     ClusterGap(("backup",), lambda spec: not spec.backup.suspend, "no backups are made"),
     ClusterGap(

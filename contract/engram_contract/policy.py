@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated, Final
 
+from engram_contract.caching import Caching
 from engram_contract.kinds import LABEL_PATTERN, MAX_INT64, SUBDOMAIN_PATTERN, Items, Text, Whole
 from engram_contract.parse import Choice, Refused, Section, read_document, write_document
 from engram_contract.resilience import Resilience
@@ -200,6 +201,7 @@ class Policy:
     generation: Annotated[int, _COUNT] = 0  # of the MemoryTenant that it was made from
     created_s: Annotated[int, _COUNT] = 0  # when that was made, Unix seconds: one of the same name counts from 1 anew
     resilience: Resilience = field(default_factory=Resilience)
+    cache: Caching = field(default_factory=Caching)
 
     @property
     def age(self) -> tuple[int, int]:

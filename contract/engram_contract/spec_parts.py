@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final
 
+from engram_contract.caching import (
+    DEFAULT_CACHING,
+    MAX_LOCAL_BYTES,
+    MAX_LOCAL_ENTRIES,
+    MIN_LOCAL_BYTES,
+    Caching,
+)
 from engram_contract.kinds import Bytes, Cpu, Duration, Items, OneOf, Pairs, Schedule, Text, Whole
 from engram_contract.parse import Section
 from engram_contract.policy import DAY_S, HTTP_URL, SUBDOMAIN
@@ -171,9 +178,9 @@ class CacheProvider(StrEnum):
 class LocalCache:
     """The first cache level, in each sidecar. Whichever of the two bounds is met first, counts."""
 
-    entries: Annotated[int, Whole(0, 10_000_000)] = 1_000
-    capacity_bytes: Annotated[int, Bytes(MIB, 16 * GIB)] = 64 * MIB
-    ttl_s: Annotated[int, Duration()] = 300
+    entries: Annotated[int, Whole(0, MAX_LOCAL_ENTRIES)] = DEFAULT_CACHING.local_entries
+    capacity_bytes: Annotated[int, Bytes(MIN_LOCAL_BYTES, MAX_LOCAL_BYTES)] = DEFAULT_CACHING.local_capacity_bytes
+    ttl_s: Annotated[int, Duration()] = DEFAULT_CACHING.local_ttl_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +194,18 @@ class Cache:
     ] = None
     secret_ref: SecretKeyRef | None = None
     capacity_bytes: Annotated[int, Bytes(16 * MIB, TIB)] = 256 * MIB
-    ttl_s: Annotated[int, Duration()] = 3_600
+    ttl_s: Annotated[int, Duration()] = DEFAULT_CACHING.shared_ttl_s
     local: LocalCache = field(default_factory=LocalCache)
 
     def __post_init__(self) -> None:
         given = (self.url is not None) + (self.secret_ref is not None)
         if given != (self.provider is CacheProvider.EXTERNAL):
             raise BadSpec("provider", "External needs exactly one of url and secretRef, the others take neither")
+
+    @property
+    def caching(self) -> Caching:
+        """What the sidecars of the cluster's tenants are to know of it."""
+        return Caching(self.local.entries, self.local.capacity_bytes, self.local.ttl_s, self.ttl_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Final
 
+from engram_contract.caching import DEFAULT_CACHING, Caching
 from engram_contract.kinds import Bytes, Duration, Items, Text, Whole
 from engram_contract.names import TENANT_KIND
 from engram_contract.parse import Choice
@@ -150,10 +151,16 @@ class TenantSpec:
         if self.cluster_ref.namespace is None:
             object.__setattr__(self, "cluster_ref", replace(self.cluster_ref, namespace=self.namespace))
 
-    def policy(self, plans: Mapping[Plan, Quota] = PLAN_QUOTAS, generation: int = 0, created_s: int = 0) -> Policy:
+    def policy(
+        self,
+        plans: Mapping[Plan, Quota] = PLAN_QUOTAS,
+        generation: int = 0,
+        created_s: int = 0,
+        cache: Caching = DEFAULT_CACHING,
+    ) -> Policy:
         """What the tenant's sidecars must know, with every default resolved.
 
-        `generation` and `created_s` (Unix seconds) are the resource's.
+        `generation` and `created_s` (Unix seconds) are the resource's, `cache` is its cluster's.
         """
         planned = plans[self.plan]
         quota = Quota(
@@ -179,6 +186,7 @@ class TenantSpec:
             generation=generation,
             created_s=created_s,
             resilience=self.resilience,
+            cache=cache,
         )
 
     def check_change(self, old: "TenantSpec") -> None:

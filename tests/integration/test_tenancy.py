@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from engram_contract.caching import Caching
 from engram_contract.names import (
     CREDENTIALS_FILE,
     ERASE_FINALIZER,
@@ -16,6 +17,7 @@ from engram_contract.names import (
     TENANT_LABEL,
     tenant_objects,
 )
+from engram_contract.policy import Policy
 from engram_operator.clients.kube import (
     MEMORY_CLUSTERS,
     OWNED,
@@ -44,6 +46,20 @@ async def test_a_tenant_is_made_and_then_nothing_is_written(servers: Servers) ->
     assert [step for step in (await stage.run()).done if step.startswith("quota")] != []
     stage.now_s += 60
     assert (await stage.settle()).result == "settled"
+
+
+async def test_the_caches_of_the_cluster_are_in_the_policy_and_follow_a_change(servers: Servers) -> None:
+    stage = Stage(servers)
+    await stage.settle()
+    assert caching_of(stage) == Caching()
+    stage.set_cluster(cache={"provider": "None", "ttl": "2h", "local": {"entries": 9, "capacity": "2Mi", "ttl": "1m"}})
+    await stage.settle()
+    assert caching_of(stage) == Caching(9, 2 << 20, 60, 7_200)
+
+
+def caching_of(stage: Stage) -> Caching:
+    config = stage.api.get(OWNED["ConfigMap"], stage.namespace, tenant_objects(stage.name))
+    return Policy.from_json(config["data"][POLICY_FILE]).cache
 
 
 async def test_usage_is_measured_and_what_has_expired_is_swept(servers: Servers) -> None:

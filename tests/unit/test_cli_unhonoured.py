@@ -90,7 +90,6 @@ def test_a_manifest_that_asks_for_nothing_special_is_silent() -> None:
         ("MemoryCluster", {"updatePolicy": "Automatic"}, "spec.updatePolicy: "),
         ("MemoryCluster", {"pooler": {"enabled": True}}, "spec.pooler: "),
         ("MemoryCluster", {"cache": {}}, "spec.cache.provider: there is no Redis"),
-        ("MemoryCluster", {"cache": {"provider": "None", "local": {"entries": 5}}}, "spec.cache.local: "),
         ("MemoryCluster", {"backup": {}}, "spec.backup: no backups are made"),
         ("MemoryCluster", {"retention": {}}, "spec.retention: "),
         ("MemoryCluster", {"access": {"namespaceSelector": {"matchLabels": {"a": "b"}}}}, "spec.access: "),

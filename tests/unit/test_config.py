@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engram_contract.caching import Caching
 from engram_contract.credentials import Credentials, DataKey, Keyring
 from engram_contract.policy import Agent, Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
@@ -92,6 +93,7 @@ def warnings_heard() -> Iterator[Heard]:
         (POLICY, False),
         (replace(POLICY, audit=False), True),  # the operator's plans changed, not the tenant
         (replace(POLICY, generation=4), True),
+        (replace(POLICY, cache=Caching(local_entries=5)), True),  # its cluster's change leaves its generation alone
         (replace(POLICY, generation=1, created_s=9), True),  # of a MemoryTenant that was made anew
         (CREDENTIALS, False),
         (replace(CREDENTIALS, ca="another"), True),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_contract.caching import Caching
 from engram_contract.policy import (
     DAY_S,
     FOREVER_S,
@@ -157,6 +158,12 @@ GOOD = json.loads(POLICY.to_json())
         ({"embedder": {"url": "http://m", "model": "m", "dimensions": 0}}, "embedder.dimensions"),
         ({"resilience": {"deadline_seconds": 0}}, "resilience.deadline_seconds"),
         ({"resilience": {"retry_percent": 100}}, "resilience.retry_percent"),
+        ({"cache": []}, "cache"),
+        ({"cache": {"local_entries": -1}}, "cache.local_entries"),
+        ({"cache": {"local_capacity_bytes": "32Mi"}}, "cache.local_capacity_bytes"),
+        ({"cache": {"local_capacity_bytes": (1 << 20) - 1}}, "cache.local_capacity_bytes"),
+        ({"cache": {"local_ttl_s": 0.5}}, "cache.local_ttl_s"),
+        ({"cache": {"shared_ttl_s": -1}}, "cache.shared_ttl_s"),
     ],
 )
 def test_a_bad_policy_names_its_fault(change: dict[str, Any], fault: str) -> None:
@@ -170,6 +177,11 @@ def test_a_policy_of_an_older_operator_has_the_asked_breakers() -> None:
     tuned = Policy.from_json(json.dumps(older)).resilience
     assert (tuned.store_failures, tuned.retrieve_failures, tuned.search_failures) == (3, 5, 5)
     assert (tuned.recovery_seconds, tuned.failover_seconds, tuned.retry_percent) == (60, 10, 10)
+
+
+def test_a_policy_of_an_older_operator_has_the_caches_by_default() -> None:
+    older = {name: value for name, value in GOOD.items() if name != "cache"}
+    assert Policy.from_json(json.dumps(older)).cache == Caching(100_000, 32 << 20, 300, 3600)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, '{"format":1,"format":1}', "Infinity"])

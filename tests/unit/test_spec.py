@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_contract.caching import Caching
 from engram_contract.policy import DAY_S, Framework, Isolation, Plan
 from engram_contract.quantities import blocks_bytes_of, bytes_of, millicores_of, schedule_of, seconds_of
 from engram_contract.selector import LabelSelector, Operator, Requirement
@@ -33,7 +34,8 @@ def test_a_cluster_by_default_is_one_protected_shard_with_a_replica() -> None:
     assert (spec.namespace, spec.name, spec.shards, spec.replicas) == ("default", "memory", (ShardSpec("s0"),), 1)
     assert (spec.strategy, spec.provider, spec.postgres.version) == (Strategy.USER, Provider.MANAGED, 18)
     assert (spec.deletion_protection, spec.paused, spec.plan_only) == (True, False, False)
-    assert (spec.cache.ttl_s, spec.cache.local.ttl_s, spec.cache.local.entries) == (3600, 300, 1000)
+    assert (spec.cache.ttl_s, spec.cache.local.ttl_s, spec.cache.local.entries) == (3600, 300, 100_000)
+    assert spec.cache.local.capacity_bytes == 32 << 20
     assert (spec.backup.schedule, spec.backup.retention_s) == ("0 2 * * *", 30 * DAY_S)
 
 
@@ -85,6 +87,14 @@ def test_compliance_lengthens_the_retention_of_memories_and_audit() -> None:
     policy = TenantSpec.from_resource(tenant(compliance=["GDPR", "HIPAA"], audit={"retention": "0s"})).policy()
     assert policy.compliance == (Framework.GDPR, Framework.HIPAA)
     assert (policy.retention_s, policy.audit_retention_s) == (2555 * DAY_S, 0)
+
+
+def test_the_policy_has_the_caches_of_the_cluster_as_its_other_half_asks_for_them() -> None:
+    cache = {"ttl": "2h", "local": {"entries": 7, "capacity": "2Mi", "ttl": "0s"}}
+    asked = ClusterSpec.from_resource(cluster(cache=cache)).cache.caching
+    policy = TenantSpec.from_resource(tenant()).policy(cache=asked)
+    assert policy.cache == Caching(local_entries=7, local_capacity_bytes=2 << 20, local_ttl_s=0, shared_ttl_s=7200)
+    assert ClusterSpec.from_resource(cluster()).cache.caching == TenantSpec.from_resource(tenant()).policy().cache
 
 
 def test_the_policy_has_the_model_but_not_its_secret() -> None:

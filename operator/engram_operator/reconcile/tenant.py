@@ -127,7 +127,7 @@ class TenantReconciler:
             return Outcome("waiting", waits=("its cluster is paused",))
         metadata = resource["metadata"]
         created_s = int(seconds_of(metadata["creationTimestamp"])) if "creationTimestamp" in metadata else 0
-        policy = tenant.policy(self._terms.plans, metadata["generation"], created_s)
+        policy = tenant.policy(self._terms.plans, metadata["generation"], created_s, spec.cache.caching)
         return await self._carry_out(Subject(tenant, spec, await self._see(body, spec), policy), resource)
 
     async def _see(self, body: Manifest, spec: ClusterSpec) -> Observed:
