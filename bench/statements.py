@@ -19,6 +19,7 @@ from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.queries import QUERIES
 from engram_sidecar.sealing import Vault
 from engram_sidecar.store import Place, Row, Store
+from tests.harness import no_recall
 
 TIMEOUT_S = 30.0
 
@@ -62,7 +63,7 @@ def recording(config: Config) -> tuple[Pipeline, RecordingStore]:
     vault = Vault(lambda: config, secrets.token_bytes, lambda *_: None)
     gate = Gate(store, Resilience)
     guard = Guard(gate, Resilience, lambda _: None, lambda _: None)
-    return Pipeline(guard, InForce(config), vault, Limits(), world, TIMEOUT_S), store
+    return Pipeline(guard, InForce(config), vault, no_recall(config), Limits(), world), store
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import json
 import select
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from engram_cli.datadir import make_directory
 from engram_cli.embedded import Programs, prepare_programs, run
 from engram_cli.ports import is_free, ports_from
 from engram_cli.server import Server, initialize, start, stop, write_settings
+from engram_contract.caching import DEFAULT_CACHING, Caching
 from engram_contract.credentials import Credentials, DataKey, Keyring
 from engram_contract.names import (
     API_VERSION,
@@ -43,6 +45,10 @@ from engram_operator.clients import postgres
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.postgres import ShardIdentity
 from engram_sidecar.app import Sidecar, serving
+from engram_sidecar.config import Config
+from engram_sidecar.consistency import Floors
+from engram_sidecar.envelope import Drawer
+from engram_sidecar.recall import Recall
 from engram_sidecar.sealing import Sealer
 from engram_sidecar.settings import Settings
 from engram_sidecar.writes import Rules
@@ -56,6 +62,14 @@ KEYRING: Final = Keyring(
 INDEX_KEY: Final = base64.b64decode(KEYRING.index)
 CLUSTER: Final = "11111111-2222-4333-8444-555555555555"
 REQUEST_TIMEOUT_S: Final = 60  # a hang is a failure, with the traceback of what hung
+
+
+NO_CACHE: Final = Caching(local_entries=0)  # for those who look at what reaches the nodes
+
+
+def no_recall(config: Config) -> Recall:
+    """A first cache level that keeps nothing: for those who count what reaches the shard."""
+    return Recall(Floors(), lambda: config.policy, Drawer(bytes(32)), time.time)
 
 
 @contextlib.contextmanager
@@ -168,7 +182,7 @@ def tenant_spec(name: str, **spec: object) -> TenantSpec:
     )
 
 
-async def create_tenant(
+async def create_tenant(  # noqa: PLR0913  each says one thing of the stage
     name: str,
     servers: Sequence[RealServer],
     folder: Path,
@@ -176,6 +190,7 @@ async def create_tenant(
     database: str = SHARED_DATABASE,
     strategy: Strategy = Strategy.USER,
     spec: Mapping[str, Any] | None = None,
+    caching: Caching = DEFAULT_CACHING,
 ) -> Tenant:
     """The tenant exists on every server, each a shard, and its sidecar's configuration is in `folder`."""
     role = tenant_role("agents", name)
@@ -188,7 +203,7 @@ async def create_tenant(
         await postgres.migrate(server.admin, database, ShardIdentity(CLUSTER, f"s{number}"))
         await postgres.apply_tenant(server.admin, database, role, PASSWORD)
         await postgres.publish_map(server.admin, f"s{number}", shard_map)
-    write_config(folder, shard_map, tenant_spec(name, **dict(spec or {})).policy())
+    write_config(folder, shard_map, tenant_spec(name, **dict(spec or {})).policy(cache=caching))
     return Tenant(role, shard_map, folder, tuple(servers), database)
 
 

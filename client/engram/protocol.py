@@ -63,7 +63,7 @@ def next_token(known: Token, sent: Token, told: str | None) -> Token:
 
 def session_headers(token: Token, consistency: Consistency | None) -> Headers:
     """What a request says of its session and of what it has to see."""
-    said = ((SESSION_HEADER, str(token) if token.positions else None), (CONSISTENCY_HEADER, consistency))
+    said = ((SESSION_HEADER, None if token == Token() else str(token)), (CONSISTENCY_HEADER, consistency))
     return tuple((name, value) for name, value in said if value is not None)
 
 

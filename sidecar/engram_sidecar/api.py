@@ -21,7 +21,7 @@ from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER
 from engram_contract.slots import MemoryId
 from engram_sidecar import reports, wire
 from engram_sidecar.audit import Trail, batch_parts
-from engram_sidecar.batches import outcome_document, parse_batch
+from engram_sidecar.batches import operation_count, outcome_document, parse_batch
 from engram_sidecar.checkup import Checkup
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, NotFound, PreconditionFailed, SidecarError, Unprocessable
@@ -41,10 +41,10 @@ from engram_sidecar.responses import (
     encoded_response,
     health_response,
     json_response,
-    memory_response,
     replay_response,
     stored_response,
 )
+from engram_sidecar.shortcut import Shortcut
 from engram_sidecar.timing import part
 from engram_sidecar.tracing import Tracer
 
@@ -71,12 +71,21 @@ class Watch:
 class Api:
     """Answers HTTP requests by a pipeline."""
 
-    def __init__(self, pipeline: Pipeline, ledger: Ledger, intake: Intake, in_force: InForce, watch: Watch) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        ledger: Ledger,
+        intake: Intake,
+        shortcut: Shortcut,
+        in_force: InForce,
+        watch: Watch,
+    ) -> None:
         self._pipeline = pipeline
         self._ledger = ledger
         self._intake = intake
         self._limits = intake.limits
         self._in_force = in_force
+        self._shortcut = shortcut
         self._metrics = watch.metrics
         self._trail = watch.trail
         self._checkup = watch.checkup
@@ -108,6 +117,10 @@ class Api:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The response to any request."""
+        kept = self._shortcut.answer(request)
+        return await self._handle(request) if kept is None else kept
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         config, call = self._in_force.config, self._intake.begin(request)
         begin_request()
         exchange = self._tracer.begin(request.method, request.headers)
@@ -233,13 +246,15 @@ class Api:
         accepted = parse_tags(",".join(expected), "If-Match") if expected else None
         header = request.headers.getall("If-None-Match", [])
         known = parse_tags(",".join(header), "If-None-Match", weak=True) if header else ()
-        hit = await self._pipeline.get(memory_id)
-        call.subject.is_memory(hit.memory)
-        if accepted is not None and hit.memory.etag not in accepted:
+        recalled = await self._pipeline.get(memory_id)
+        if self._in_force.config.policy.audit:
+            call.subject.is_named(*wire.named_in(recalled.body))
+        if accepted is not None and recalled.tag not in map(str, accepted):
             raise PreconditionFailed("If-Match: the memory's entity tag is another one now")
-        if known is None or hit.memory.etag in known:
-            return web.Response(status=304, headers={"ETag": str(hit.memory.etag)})
-        return memory_response(hit, 200)
+        if known is None or recalled.tag in map(str, known):
+            return web.Response(status=304, headers={"ETag": recalled.tag})
+        self._shortcut.learn(call.request, memory_id, call.route)
+        return encoded_response(recalled.body, headers={"ETag": recalled.tag})
 
     async def _answer_put(self, call: Call, put: Put) -> web.Response:
         call.subject.is_put(put)
@@ -313,7 +328,7 @@ class Api:
         document, once = await self._intake.json(call), _once(call)
         ids = await self._pipeline.ids_for(once)
         with part("parse"):
-            operations = await beside_loop(_operation_count(document), lambda: parse_batch(document, self._limits, ids))
+            operations = await beside_loop(operation_count(document), lambda: parse_batch(document, self._limits, ids))
         outcomes = await self._pipeline.batch(operations, once)
         is_replayed = any(isinstance(outcome, Replay) for outcome, _ in outcomes)
         if is_replayed:
@@ -333,7 +348,7 @@ class Api:
         wanted = query.get("count", ["false"])[0]
         if wanted not in {"true", "false"}:
             raise Unprocessable(Flaw("count", "must be true or false", is_parameter=True))
-        shard_map, reports = await self._pipeline.shards(with_counts=wanted == "true")
+        shard_map, reports = await self._ledger.shards(with_counts=wanted == "true")
         return json_response(wire.shards_document(shard_map, reports))
 
     async def _health(self, call: Call) -> web.Response:
@@ -380,8 +395,3 @@ def _once(call: Call) -> Once | None:
         return None
     tags = (",".join(call.request.headers.getall(name, [])) for name in ("If-Match", "If-None-Match"))
     return Once(key, (call.request.method, call.request.rel_url.raw_path_qs, *tags, call.body_digest))
-
-
-def _operation_count(document: object) -> int:
-    operations = document.get("operations") if isinstance(document, dict) else None
-    return len(operations) if isinstance(operations, list) else 0

@@ -17,7 +17,9 @@ from typing import Final
 
 from aiohttp import web
 
+from engram_contract.credentials import KEY_BYTES
 from engram_contract.policy import Limits
+from engram_contract.session import HOME_BYTES
 from engram_contract.slots import MemoryId
 from engram_sidecar import metrics as metrics_room
 from engram_sidecar.api import Api, Watch
@@ -25,6 +27,7 @@ from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.consistency import Floors
+from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import SealBroken
 from engram_sidecar.gate import Gate
 from engram_sidecar.guard import Guard
@@ -36,6 +39,7 @@ from engram_sidecar.lookout import Lookout
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.presence import Presence
 from engram_sidecar.problems import to_problem
+from engram_sidecar.recall import Recall
 from engram_sidecar.replicas import Replicas
 from engram_sidecar.resealing import Resealer
 from engram_sidecar.resources import Meter
@@ -43,6 +47,7 @@ from engram_sidecar.responses import health_response
 from engram_sidecar.routing import members, primary
 from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
+from engram_sidecar.shortcut import Shortcut
 from engram_sidecar.sizes import Sizes
 from engram_sidecar.store import Store
 from engram_sidecar.tracing import Tracer
@@ -68,27 +73,27 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     store = Store(config.credentials)
     in_force = InForce(config, settings.identity, lambda: store.is_locked_out)
     metrics = metrics_room.Metrics(store.connection_count, lambda: in_force.config.shard_map.epoch)
-    limits, world = Limits(), World(time.time, time.monotonic, os.urandom)
+    limits, world = Limits(), World(time.time, time.monotonic, os.urandom, settings.request_timeout_s)
     gate = Gate(store, lambda: in_force.config.policy.resilience)
     guard = Guard(gate, lambda: in_force.config.policy.resilience, metrics.count_retry, metrics.count_shed)
-    metrics.watch_pools(store.pools)
-    metrics.watch_nodes(gate.breakers, guard.waiting_writes, gate.waiting_requests)
-    floors = Floors()
+    floors = Floors(os.urandom(HOME_BYTES))
     lookout = Lookout(store, lambda: in_force.config.policy.resilience.staleness_seconds)
-    metrics.watch_replicas(lookout.lags)
+    _watch(metrics, store, gate, guard, lookout)
     _follow(in_force, store, gate, metrics)
     _follow_map(in_force, floors, lookout)
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
     replicas = Replicas(guard, lookout, store.renew, metrics.count_read)
-    pipeline = Pipeline(replicas, in_force, vault, limits, world, settings.request_timeout_s)
+    recall = _recall(in_force, floors)
+    pipeline = Pipeline(replicas, in_force, vault, recall, limits, world)
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
     tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
-    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup, tracer))
+    shortcut = Shortcut(recall, floors, in_force, metrics, trail)
+    api = Api(pipeline, ledger, intake, shortcut, in_force, Watch(metrics, trail, checkup, tracer))
     admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     presence = Presence(in_force, store, settings, metrics)
@@ -116,6 +121,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await recall.close()
         await checkup.close()
         await trail.close()
         await gate.close()
@@ -139,6 +145,13 @@ async def _kept_running(loop: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("a loop of the sidecar failed and starts over")
             await asyncio.sleep(RESTART_S)
+
+
+def _watch(metrics: metrics_room.Metrics, store: Store, gate: Gate, guard: Guard, lookout: Lookout) -> None:
+    """Metrics ask the rooms at every scrape."""
+    metrics.watch_pools(store.pools)
+    metrics.watch_nodes(gate.breakers, guard.waiting_writes, gate.waiting_requests)
+    metrics.watch_replicas(lookout.lags)
 
 
 def _follow(in_force: InForce, store: Store, gate: Gate, metrics: metrics_room.Metrics) -> None:
@@ -168,6 +181,14 @@ def _follow_map(in_force: InForce, floors: Floors, lookout: Lookout) -> None:
 
     in_force.subscribe(take)
     take(in_force.config)
+
+
+def _recall(in_force: InForce, floors: Floors) -> Recall:
+    """The first cache level. What was read under another map, policy or keyring is not kept."""
+    recall = Recall(floors, lambda: in_force.config.policy, Drawer(os.urandom(KEY_BYTES)), time.time)
+    in_force.subscribe(lambda _: recall.adopt())
+    recall.adopt()
+    return recall
 
 
 class Admin:

@@ -66,7 +66,11 @@ class Subject:
     def is_memory(self, memory: Memory) -> None:
         """The request found or stored this."""
         self.memory = memory.id
-        self.user, self.namespace, self.key = memory.user, memory.namespace, memory.key
+        self.is_named(memory.user, memory.namespace, memory.key)
+
+    def is_named(self, user: str | None, namespace: tuple[str, ...], key: str | None) -> None:
+        """The request found or stored what has this name."""
+        self.user, self.namespace, self.key = user, namespace, key
 
 
 def batch_parts(

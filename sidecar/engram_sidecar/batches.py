@@ -132,3 +132,9 @@ def outcome_document(operation: Operation, outcome: tuple[Outcome, str]) -> dict
         return {"status": 204}
     status = 200 if isinstance(operation, Get) else status_of(operation, result)
     return {"status": status, "memory": wire.memory_document(result, shard)}
+
+
+def operation_count(document: object) -> int:
+    """How many operations a body names, if it is one of a batch."""
+    operations = document.get("operations") if isinstance(document, dict) else None
+    return len(operations) if isinstance(operations, list) else 0

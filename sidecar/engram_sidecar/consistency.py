@@ -10,16 +10,19 @@ Promises
 learned until the primary is asked again. UNKNOWN is a position that no replica has reached.
 3. What a token says moves no floor: a made-up one concerns its own session alone.
 4. With a new map everything is UNKNOWN again: its shards may be others under the same names.
+5. Of what is kept here a session takes what was read after it came from another sidecar, or is known to have reached
+what it met there. What it wrote here is not kept (recall.py), so a session that was never elsewhere takes all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
 from typing import Final
 
 from engram_contract.names import CONSISTENCY_HEADER, SESSION_HEADER
-from engram_contract.session import UNKNOWN, BadToken, Position, Token, mark_of
+from engram_contract.session import NO_HOME, UNKNOWN, BadToken, Position, Token, mark_of
 from engram_contract.shardmap import ShardMap
 from engram_sidecar.errors import BadRequest
 
@@ -32,10 +35,26 @@ class Level(StrEnum):
     EVENTUAL = "eventual"
 
 
-class Floors:
-    """The floor of each shard that has replicas."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an answer came from: asked for at `began_s`, on the loop's clock, and in which state of its shard.
 
-    def __init__(self) -> None:
+    `look`: what the replica that answered had reached before, None if the primary answered. `shown`: nothing in the
+    answer is later, None where there are no positions. `behind_s`: it may lack what others wrote in the last so many
+    seconds.
+    """
+
+    began_s: float
+    look: Position | None = None
+    shown: Position | None = None
+    behind_s: float = 0.0
+
+
+class Floors:
+    """The floor of each shard that has replicas. `mark`: what tokens call this sidecar."""
+
+    def __init__(self, mark: bytes = NO_HOME) -> None:
+        self.mark = mark
         self.epoch = 0
         self._floors: dict[str, Position] = {}
         self._losses = 0  # how often a floor became UNKNOWN
@@ -82,9 +101,13 @@ class Session:
         self._token = Token()
         self._answered: dict[str, Position] = {}
         self._age_s: float | None = None
+        self._since_ms = 0
+        self._has_met = False
+        self._cached = ""
+        self.source: Source | None = None  # of the last answer to a read
 
-    def read_headers(self, levels: Sequence[str], tokens: Sequence[str]) -> None:
-        """Takes what the request says of itself. Raises BadRequest that names the header."""
+    def read_headers(self, levels: Sequence[str], tokens: Sequence[str], now_s: float) -> None:
+        """Takes what the request says of itself, on the loop's clock. Raises BadRequest that names the header."""
         if levels:
             try:
                 [self.level] = [Level(each.strip().lower()) for each in levels]
@@ -95,6 +118,29 @@ class Session:
                 self._token = self._token.merged(Token.parse(text.strip()))
             except BadToken as bad:
                 raise BadRequest(f"{SESSION_HEADER}: {bad}") from None
+        if self._token != Token():
+            is_ours = self._token.home == self._floors.mark
+            self._since_ms = self._token.since_ms if is_ours else ceil(now_s * 1000)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if the session was never elsewhere and asks for no other level: it sees what everybody here does."""
+        return not self._since_ms and self.level is Level.SESSION and self.epoch == self._floors.epoch
+
+    def may_take(self, shard: str, source: Source) -> bool:
+        """True if what was read so shows all that this session has to see, but for what was written here since."""
+        if self.level is Level.STRONG or self.epoch > self._floors.epoch:
+            return False
+        if self.level is Level.EVENTUAL or not self._since_ms:
+            return True
+        if source.look is None:
+            return source.began_s * 1000 > self._since_ms
+        return source.look.covers(self.floor(shard))
+
+    def met(self, source: Source | None = None) -> None:
+        """The request wrote to a shard, or saw what came from this source."""
+        self._has_met = True
+        self.source = source or self.source
 
     @property
     def epoch(self) -> int:
@@ -124,18 +170,28 @@ class Session:
         """Something that the request saw may lack what was written in the last `age_s` seconds by others."""
         self._age_s = max(age_s, self._age_s or 0.0)
 
+    def answered_by(self, unnamed: Source) -> Source:
+        """Where the last answer came from; `unnamed` if nobody said."""
+        return self.source or unnamed
+
+    def cached(self, what: str) -> None:
+        """What came of looking at what is kept here (RFC 9211, without the name of the cache)."""
+        self._cached = what
+
     def headers(self) -> Mapping[str, str]:
-        """What the answer says: the session's token, and how old what was read may be, in whole seconds.
+        """What the answer says: the session's token, and of what was read how old it may be, in seconds, and whence.
 
         What a node told of a shard takes the place of what the token said: a primary has the last word.
         """
         age = {} if self._age_s is None else {"Age": str(ceil(self._age_s))}
-        if not self._token.positions and not self._answered:
+        if self._cached:
+            age["Cache-Status"] = f"engram; {self._cached}"
+        if not self._has_met and not self._answered and self._token == Token():
             return age
         marks = {mark_of(shard) for shard in self._floors.shards()}
         positions = {mark: each for mark, each in self._token.positions.items() if mark in marks}
         positions |= {mark_of(shard): each for shard, each in self._answered.items()}
-        return age | {SESSION_HEADER: str(Token(self.epoch, positions))} if positions else age
+        return age | {SESSION_HEADER: str(Token(self.epoch, positions, self._floors.mark, self._since_ms))}
 
 
 class _Joined(Session):

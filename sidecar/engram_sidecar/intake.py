@@ -49,7 +49,8 @@ class Call:
     def read_session(self) -> None:
         """Takes the session's token and the asked consistency from the headers. Raises BadRequest."""
         said = self.request.headers
-        self.session.read_headers(said.getall(CONSISTENCY_HEADER, []), said.getall(SESSION_HEADER, []))
+        now_s = asyncio.get_running_loop().time()
+        self.session.read_headers(said.getall(CONSISTENCY_HEADER, []), said.getall(SESSION_HEADER, []), now_s)
 
 
 class Answered(Exception):

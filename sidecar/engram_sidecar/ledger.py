@@ -1,16 +1,20 @@
-"""What the shards know of the tenant as a whole: what it uses, and the audit of its operations.
+"""What the shards know of the tenant as a whole: what it uses, the audit of its operations, and which there are.
 
 Every shard of the map is asked: the home shard, which takes the audit, may have been another one. One that does not
 answer is named; if none does, that is an error and never an empty answer.
 """
 
+import asyncio
 from collections import Counter
 
+from engram_contract.shardmap import Shard, ShardMap
 from engram_sidecar.config import InForce
+from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.finding import scatter
-from engram_sidecar.records import ShardFailure
+from engram_sidecar.records import ShardFailure, ShardReport
 from engram_sidecar.reports import AuditPage, Encryption, Mark, Recorded, Usage, newest
 from engram_sidecar.resealing import count_stale
+from engram_sidecar.routing import primary
 from engram_sidecar.sealing import Vault
 from engram_sidecar.store import Asks, Place
 
@@ -48,3 +52,18 @@ class Ledger:
 
         found, failures = await scatter(self._in_force.config.shard_map.shards, ask)
         return newest(found, limit, failures)
+
+    async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
+        """The map and its shards, with the number of live memories if asked for."""
+        shard_map = self._in_force.config.shard_map
+
+        async def report(shard: Shard) -> ShardReport:
+            if not with_counts:
+                return ShardReport(shard)
+            try:
+                [row] = await self._store.read(primary(shard), "count_memories", timeout_s=self._timeout_s)
+            except ShardUnavailable as error:
+                return ShardReport(shard, error=error.reason)
+            return ShardReport(shard, memories=row["memories"])
+
+        return shard_map, list(await asyncio.gather(*(report(shard) for shard in shard_map.shards)))

@@ -24,12 +24,16 @@ NAMED_TYPES: Final = 16  # a type is any text of an app's: more of them make no 
 _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
+Series = tuple[str, tuple[str, str], int, bool]  # operation, route, hundreds of the status, success
+
+
 class Metrics:
     """The metrics of one sidecar, in a registry of its own: several may run in one process."""
 
     def __init__(self, connection_count: Callable[[], int], epoch: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self.recent = Recent()
+        self._series: dict[Series, tuple[Counter, Histogram, Histogram]] = {}
         self._operations = Counter(
             "memory_operations", "Operations by outcome.", ("operation", "status"), registry=self.registry
         )
@@ -185,10 +189,17 @@ class Metrics:
         self, operation: str, route: tuple[str, str], status: int, began_s: float, ended_s: float, *, is_success: bool
     ) -> None:
         """Counts one request. A caller's mistake is a success of ours. `route`: method, template of the path."""
-        took_s = ended_s - began_s
-        self._operations.labels(operation, "success" if is_success else "error").inc()
-        self._duration.labels(operation).observe(took_s)
-        self._requests.labels(*route, f"{status // 100}xx").observe(took_s)
+        took_s, key = ended_s - began_s, (operation, route, status // 100, is_success)
+        if key not in self._series:  # few: routes are templates
+            self._series[key] = (
+                self._operations.labels(operation, "success" if is_success else "error"),
+                self._duration.labels(operation),
+                self._requests.labels(*route, f"{status // 100}xx"),
+            )
+        operations, duration, requests = self._series[key]
+        operations.inc()
+        duration.observe(took_s)
+        requests.observe(took_s)
         self.recent.add(operation, ended_s, took_s, is_success=is_success)
 
     def observe_lag(self, seconds: float) -> None:

@@ -5,8 +5,8 @@ Stages, in order; nothing goes back but a stale map:
 agent's
 2. locate   the id, the name or the routing key gives the slot, the map gives the shard; the map is read once per
 attempt
-3. caches   none yet: every read asks the store. They will stand between locate and ask, and a write will drop
-entries after ask
+3. caches   recall.py: a read by id is answered from what was read before, if that is exact enough; a write drops it,
+before and after it asks
 4. choose   routing.py: the primary of the shard, or why there is none; replicas.py: a replica in its place, where the
 request's session allows it
 5. ask      writes.py, idempotency.py, finding.py and store.py: one attempt; a shard that is full borrows room first
@@ -31,7 +31,7 @@ from typing import Final, Protocol, TypeVar
 
 from engram_contract.placement import user_slot
 from engram_contract.policy import Limits
-from engram_contract.shardmap import Shard, ShardMap, Strategy
+from engram_contract.shardmap import ShardMap, Strategy
 from engram_contract.slots import MemoryId
 from engram_sidecar import routing
 from engram_sidecar.config import InForce
@@ -41,6 +41,7 @@ from engram_sidecar.errors import (
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
     NotFound,
+    OutcomeUnknown,
     ShardUnavailable,
     SidecarError,
     SlotMoved,
@@ -50,6 +51,7 @@ from engram_sidecar.finding import Finder
 from engram_sidecar.idempotency import KEPT_S, Claim, Once, Write, pass_on
 from engram_sidecar.ids import HomeIds, Ids
 from engram_sidecar.quotas import Borrower
+from engram_sidecar.recall import Recall, Recalled
 from engram_sidecar.records import (
     Cursor,
     Delete,
@@ -63,7 +65,6 @@ from engram_sidecar.records import (
     Put,
     Replay,
     Selection,
-    ShardReport,
 )
 from engram_sidecar.sealing import Vault
 from engram_sidecar.store import Asks, Place
@@ -78,11 +79,15 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a pipeline takes from outside: Unix time in seconds, monotonic seconds, random bytes."""
+    """What a pipeline takes from outside: Unix time in seconds, monotonic seconds, random bytes.
+
+    `timeout_s`: how long a question to a shard may take.
+    """
 
     now_s: Callable[[], float]
     monotonic_s: Callable[[], float]
     random_bytes: Callable[[int], bytes]
+    timeout_s: float = 10.0
 
 
 class Repeats(Asks, Protocol):
@@ -109,16 +114,23 @@ class Pipeline:
     """Answers one tenant's requests."""
 
     def __init__(
-        self, store: Repeats, in_force: InForce, vault: Vault, limits: Limits, world: World, timeout_s: float
+        self,
+        store: Repeats,
+        in_force: InForce,
+        vault: Vault,
+        recall: Recall,
+        limits: Limits,
+        world: World,
     ) -> None:
         self._store = store
+        self._recall = recall
         self._vault = vault
         self._in_force = in_force
         self._limits = limits
         self._world = world
-        self._timeout_s = timeout_s
-        self._borrower = Borrower(store, timeout_s)
-        self._finder = Finder(store, vault, world.monotonic_s, timeout_s)
+        self._timeout_s = world.timeout_s
+        self._borrower = Borrower(store, world.timeout_s)
+        self._finder = Finder(store, vault, world.monotonic_s, world.timeout_s)
 
     # One memory
 
@@ -138,17 +150,18 @@ class Pipeline:
                 return earlier
         return HomeIds(shard_map, now_s, self._world.random_bytes, now_s)
 
-    async def get(self, memory_id: MemoryId) -> Hit:
+    async def get(self, memory_id: MemoryId) -> Recalled:
         """The live memory. Raises NotFound, KeyMissing, SealBroken."""
 
-        async def attempt(shard_map: ShardMap) -> Hit:
+        async def attempt(shard_map: ShardMap) -> tuple[Memory | None, str]:
             place = routing.place_to_read(shard_map, memory_id.slot)
             [memory] = await fetch_memories(self._reader(place), place, [Get(memory_id)])
-            if memory is None:
-                raise NotFound(str(memory_id))
-            return Hit(await self._vault.sealer.open(memory), place.shard)
+            return None if memory is None else await self._vault.sealer.open(memory), place.shard
 
-        return await self._with_map(attempt)
+        recalled = await self._recall.get(memory_id, partial(self._with_map, attempt))
+        if not recalled.tag:
+            raise NotFound(str(memory_id))
+        return recalled
 
     async def put(self, put: Put) -> Hit:
         """The memory as it is now stored. Raises Unprocessable, PreconditionFailed."""
@@ -163,7 +176,8 @@ class Pipeline:
             write = partial(put_memory, self._writer(place), place, put, indexed, rules)
             return Hit(await self._borrower.with_room(shard_map, place, [put], write), place.shard)
 
-        return await self._with_map(attempt)
+        async with self._recall.writing([put.id]):
+            return await self._with_map(attempt)
 
     async def patch(self, patch: Patch) -> Hit:
         """The memory after a merge patch. Raises NotFound, PreconditionFailed, Unprocessable."""
@@ -178,7 +192,8 @@ class Pipeline:
                 raise outcome if isinstance(outcome, SidecarError) else NotFound(str(patch.id))
             return Hit(outcome, place.shard)
 
-        return await self._with_map(attempt)
+        async with self._recall.writing([patch.id]):
+            return await self._with_map(attempt)
 
     async def delete(self, delete: Delete) -> None:
         """The memory is gone. Raises NotFound, PreconditionFailed."""
@@ -187,7 +202,8 @@ class Pipeline:
             place = routing.place_to_write(shard_map, delete.id.slot)
             await delete_memory(self._writer(place), place, delete)
 
-        await self._with_map(attempt)
+        async with self._recall.writing([delete.id]):
+            await self._with_map(attempt)
 
     async def write_once(self, write: Write, once: Once) -> tuple[Memory | Replay | None, str]:
         """What the write came to, now or when it was done under its key, and the shard.
@@ -206,7 +222,8 @@ class Pipeline:
                 raise outcome
             return outcome, place.shard
 
-        return await self._with_map(attempt)
+        async with self._recall.writing([operation.id]):
+            return await self._with_map(attempt)
 
     # Several memories
 
@@ -218,6 +235,14 @@ class Pipeline:
         operations, rules = self._signed(operations), self._rules()
         claim = None if once is None else self._claim(once)
         self._check_identities(operations)
+        async with self._recall.writing([each.id for each in operations if not isinstance(each, Get)]) as writing:
+            outcomes = await self._run_groups(operations, rules, claim)
+            writing.is_unknown = any(isinstance(outcome, OutcomeUnknown) for outcome, _ in outcomes)
+        return _unless_refused(outcomes)
+
+    async def _run_groups(
+        self, operations: Sequence[Operation], rules: Rules, claim: Claim | None
+    ) -> list[tuple[Outcome, str]]:
         outcomes: list[tuple[Outcome, str]] = [(None, "")] * len(operations)
         waiting = list(enumerate(operations))
         for _ in range(MAP_ATTEMPTS):
@@ -237,7 +262,7 @@ class Pipeline:
                 for (number, _op), outcome in zip(group, told, strict=True):
                     outcomes[number] = (outcome, shard)
             if not waiting:
-                return _unless_refused(outcomes)
+                break
         for number, operation in waiting:
             shard = self._in_force.config.shard_map.shard_of(operation.id.slot).id
             outcomes[number] = (ShardUnavailable(shard, "the slot is moving"), shard)
@@ -327,21 +352,6 @@ class Pipeline:
             is_truncated = len(newest.hits) < limit and newest.next is not None
             return Found(newest.hits, newest.failures, is_truncated=is_truncated, refused=newest.refused)
         return await self._with_map(partial(self._finder.search, lexemes, selection, limit))
-
-    async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
-        """The map and its shards, with the number of live memories if asked for."""
-        shard_map = self._in_force.config.shard_map
-
-        async def report(shard: Shard) -> ShardReport:
-            if not with_counts:
-                return ShardReport(shard)
-            try:
-                [row] = await self._store.read(routing.primary(shard), "count_memories", timeout_s=self._timeout_s)
-            except ShardUnavailable as error:
-                return ShardReport(shard, error=error.reason)
-            return ShardReport(shard, memories=row["memories"])
-
-        return shard_map, list(await asyncio.gather(*(report(shard) for shard in shard_map.shards)))
 
     # What all of them share
 

@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
 
 from engram_contract.session import UNKNOWN, Position
-from engram_sidecar.consistency import Level, session_of_request
+from engram_sidecar.consistency import Level, Source, session_of_request
 from engram_sidecar.errors import ShardUnavailable, SlotMoved
 from engram_sidecar.guard import Guard
 from engram_sidecar.lookout import Chosen, Lookout
@@ -48,6 +48,7 @@ class Replicas:
 
     async def read(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query; `place` is the primary."""
+        session_of_request().met()
         if query not in SPREAD:
             return await self._guard.read(place, query, *args, timeout_s=timeout_s)
         rows = await self._of_replica(place, query, args, timeout_s)
@@ -58,10 +59,12 @@ class Replicas:
 
     async def write(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query that changes something."""
+        session_of_request().met()
         return await self._guard.write(place, query, *args, timeout_s=timeout_s)
 
     def transaction(self, place: Place, timeout_s: float) -> AbstractAsyncContextManager[Transaction]:
         """Several named queries that happen together or not at all."""
+        session_of_request().met()
         return self._guard.transaction(place, timeout_s)
 
     async def repeat(self, place: Place, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -85,21 +88,27 @@ class Replicas:
             return None
         self._lookout.observe(chosen.place, _now_s() - began_s)
         session.is_as_old_as(chosen.behind_s)
-        if query in POSITIONED and session.level is not Level.EVENTUAL:
-            session.reached(place.shard, _shown(rows[0], chosen))
+        if query in POSITIONED:
+            shown = _shown(rows[0], chosen)
+            session.met(Source(began_s, Position(chosen.look.timeline or 0, chosen.look.lsn), shown, chosen.behind_s))
+            if session.level is not Level.EVENTUAL:
+                session.reached(place.shard, shown)
         return rows
 
     async def _of_primary(self, place: Place, query: str, args: tuple[object, ...], timeout_s: float) -> list[Row]:
         session = session_of_request()
         for _ in range(PRIMARY_ATTEMPTS):
-            ticket = session.ticket()
+            ticket, began_s = session.ticket(), _now_s()
             rows = await self._guard.read(place, query, *args, timeout_s=timeout_s)
             if query not in POSITIONED or not session.has_replicas(place.shard):
+                session.met(Source(began_s))
                 return rows
             head = rows[0]
             if not head["is_replica"] and head["timeline"] >= self._lookout.timeline(place.shard):
+                shown = Position(head["timeline"], head["seen_lsn"])
                 session.is_as_old_as(0.0)
-                session.reached(place.shard, Position(head["timeline"], head["seen_lsn"]), ticket)
+                session.met(Source(began_s, None, shown))
+                session.reached(place.shard, shown, ticket)
                 return rows
             await self._renew(place)
         raise ShardUnavailable(place.shard, "the node is not the primary")

@@ -317,6 +317,21 @@ def memory_document(memory: Memory, shard: str) -> dict[str, object]:
     }
 
 
+class _Named(msgspec.Struct):
+    user: str | None
+    namespace: tuple[str, ...]
+    key: str | None
+
+
+_DECODE_NAMED: Final = msgspec.json.Decoder(_Named).decode
+
+
+def named_in(document: bytes) -> tuple[str | None, tuple[str, ...], str | None]:
+    """User, namespace and key of a memory's document."""
+    named = _DECODE_NAMED(document)
+    return named.user, named.namespace, named.key
+
+
 def replay_document(replay: Replay, shard: str) -> dict[str, object]:
     """What a write came to, told again: the memory as it was then, or which state of it that was if it is gone."""
     if replay.memory is not None:

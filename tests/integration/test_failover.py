@@ -16,7 +16,7 @@ from engram_contract.resilience import Resilience
 from engram_sidecar.app import Sidecar, serving
 from engram_sidecar.settings import Settings
 from tests.faults import Fault, FaultProxy, fault_proxy
-from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+from tests.harness import NO_CACHE, NUMBERS, RealServer, Tenant, create_tenant, server_folder
 from tests.pooler import admit_pooler, pooler_before
 
 RATE_PER_S = 200.0  # or two fifths of what the machine does now, if that is less
@@ -34,7 +34,7 @@ def server() -> Iterator[RealServer]:
 
 async def tenant_of(server: RealServer, folder: Path, **resilience: int) -> Tenant:
     spec = {"plan": "Enterprise", "audit": {"enabled": False}, "resilience": resilience}
-    return await create_tenant(f"f{next(NUMBERS)}", (server,), folder, spec=spec)
+    return await create_tenant(f"f{next(NUMBERS)}", (server,), folder, spec=spec, caching=NO_CACHE)
 
 
 def behind(proxy: FaultProxy | int, tenant: Tenant) -> Settings:
@@ -261,7 +261,7 @@ async def test_a_node_that_comes_back_is_met_by_one_question(
         proxy.turn(Fault.NONE, delay_s=0.1)  # so that the probe takes a while
         before = proxy.accepted
         await asyncio.sleep(1.1)
-        answers = await asyncio.gather(*(caller("GET", "/v1/items", key="1") for _ in range(50)))
+        answers = await asyncio.gather(*(caller("GET", "/v1/items", key=str(key)) for key in range(1, 51)))
         assert Counter(status for status, _ in answers) == {200: 1, 503: 49}
         assert proxy.accepted - before <= 8, "of the 50 reads one; the watch, the sweep and the audit ask too"
         proxy.turn(Fault.NONE)

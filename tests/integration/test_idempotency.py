@@ -40,7 +40,17 @@ from engram_sidecar.sealing import Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.store import Store
 from tests.faults import Fault, fault_proxy
-from tests.harness import NUMBERS, Answer, Http, RealServer, SidecarThread, Tenant, create_tenant, write_config
+from tests.harness import (
+    NUMBERS,
+    Answer,
+    Http,
+    RealServer,
+    SidecarThread,
+    Tenant,
+    create_tenant,
+    no_recall,
+    write_config,
+)
 
 KEYED = {"Idempotency-Key": "once"}
 BODY = {"content": "pay the heron 5", "user": "mallory", "value": {"iban": "DE02120300000000202051"}}
@@ -466,7 +476,7 @@ async def at(tenant: Tenant, moment: datetime) -> AsyncIterator[Pipeline]:
     world = World(moment.timestamp, asyncio.get_running_loop().time, os.urandom)
     vault = Vault(lambda: config, os.urandom, lambda *_: None)
     try:
-        yield Pipeline(guard, InForce(config), vault, Limits(), world, 10.0)
+        yield Pipeline(guard, InForce(config), vault, no_recall(config), Limits(), world)
     finally:
         await gate.close()
         await store.close()

@@ -42,6 +42,7 @@ DOORS = {
         "sidecar/engram_sidecar/intake.py",
         "sidecar/engram_sidecar/listening.py",
         "sidecar/engram_sidecar/responses.py",
+        "sidecar/engram_sidecar/shortcut.py",
         "client/engram/aio.py",
         "operator/engram_operator/clients/kube.py",
         "operator/engram_operator/clients/patroni.py",

@@ -27,7 +27,7 @@ def floors() -> Floors:
 
 def session(floors: Floors, *tokens: Token | str, levels: Sequence[str] = ()) -> Session:
     found = Session(floors)
-    found.read_headers(levels, [str(each) for each in tokens])
+    found.read_headers(levels, [str(each) for each in tokens], 1.0)
     return found
 
 
@@ -67,7 +67,7 @@ def test_a_header_that_cannot_be_read_is_named(
     floors: Floors, levels: list[str], tokens: list[str], header: str
 ) -> None:
     with pytest.raises(BadRequest, match=header):
-        Session(floors).read_headers(levels, tokens)
+        Session(floors).read_headers(levels, tokens, 1.0)
 
 
 def test_several_tokens_are_one_session(floors: Floors) -> None:
@@ -138,10 +138,10 @@ def test_what_the_request_saw_itself_it_sees_again(floors: Floors) -> None:
     assert pages.floor("s0") == at(9)
 
 
-def test_shards_without_replicas_have_no_token(floors: Floors) -> None:
+def test_shards_without_replicas_have_no_position(floors: Floors) -> None:
     plain = session(floors, Token(1, {mark_of("s1"): at(5)}))
     assert not plain.has_replicas("s1")
-    assert plain.headers() == {}
+    assert token_of(plain).positions == {}
 
 
 def test_a_session_that_met_a_newer_map_says_so(floors: Floors) -> None:

@@ -101,7 +101,7 @@ class Stage:
     async def read(self, query: str = "get_memories", *tokens: Token, level: str = "session") -> Session:
         begin_request()
         session = begin_session(self.floors)
-        session.read_headers([level], [str(each) for each in tokens])
+        session.read_headers([level], [str(each) for each in tokens], asyncio.get_running_loop().time())
         asked = ([7], ["an id"]) if query == "get_memories" else ()
         self.rows = await self.replicas.read(RW, query, *asked, timeout_s=5.0)
         return session

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_contract.kinds import MAX_INT64
-from engram_contract.session import MAX_CHARS, TOKEN_PATTERN, UNKNOWN, BadToken, Position, Token, mark_of
+from engram_contract.session import MAX_CHARS, NO_HOME, TOKEN_PATTERN, UNKNOWN, BadToken, Position, Token, mark_of
 from engram_contract.shardmap import MAX_SHARDS
 
 POSITIONS = st.builds(Position, st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1))
@@ -17,14 +17,16 @@ MARKS = st.binary(min_size=8, max_size=8)
 
 
 def tokens(max_size: int = 6, marks: st.SearchStrategy[bytes] = MARKS) -> st.SearchStrategy[Token]:
-    return st.builds(Token, st.integers(0, MAX_INT64), st.dictionaries(marks, POSITIONS, max_size=max_size))
+    positions = st.dictionaries(marks, POSITIONS, max_size=max_size)
+    homes = st.sampled_from([NO_HOME, b"home one", b"home two"])
+    return st.builds(Token, st.integers(0, MAX_INT64), positions, homes, st.integers(0, (1 << 64) - 1))
 
 
 @given(tokens(MAX_SHARDS))
 def test_a_token_comes_back_from_its_text_which_a_header_can_carry(token: Token) -> None:
     text = str(token)
     assert Token.parse(text) == token
-    assert len(text) <= MAX_CHARS == 3_426
+    assert len(text) <= MAX_CHARS == 3_447
     assert text.isascii()
     assert text.replace("-", "").replace("_", "").isalnum()
 
@@ -63,10 +65,10 @@ ENTRY = bytes(8) + bytes(12)
         ("not a token", "is not the text"),
         ("ä", "is not the text"),
         ("A" * (MAX_CHARS + 1), "characters"),
-        (raw(b"\x02", bytes(8)), "version"),
-        (raw(b"\x01", bytes(7)), "version"),
-        (raw(b"\x01", bytes(8), ENTRY[:-1]), "version"),
-        (raw(b"\x01", b"\xff" * 8), "epoch"),
+        (raw(b"\x02", bytes(24)), "version"),
+        (raw(b"\x01", bytes(23)), "version"),
+        (raw(b"\x01", bytes(24), ENTRY[:-1]), "version"),
+        (raw(b"\x01", b"\xff" * 8, bytes(16)), "epoch"),
     ],
 )
 def test_a_text_that_is_no_token_says_why(text: str, reason: str) -> None:
@@ -84,6 +86,14 @@ def test_merged_sessions_know_the_later_position_of_each_shard(one: Token, other
     assert merged.epoch == max(one.epoch, other.epoch)
     for mark in {*one.positions, *other.positions}:
         assert merged.positions[mark] == max(each.positions[mark] for each in (one, other) if mark in each.positions)
+
+
+@given(tokens(), tokens())
+def test_of_sessions_of_two_homes_none_is_the_merged_ones(one: Token, other: Token) -> None:
+    merged = one.merged(other)
+    assert merged.since_ms == max(one.since_ms, other.since_ms)
+    homes = {each.home for each in (one, other) if each != Token()}
+    assert merged.home == (homes.pop() if len(homes) == 1 else NO_HOME)
 
 
 def test_a_merged_token_stays_within_its_bound() -> None:

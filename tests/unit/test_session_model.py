@@ -91,7 +91,7 @@ class Shards(RuleBasedStateMachine):
 
     def session(self, sidecar: Sidecar, who: int) -> Session:
         session = Session(sidecar.floors)
-        session.read_headers([], [] if who < 0 else [str(self.callers[who].token)])
+        session.read_headers([], [] if who < 0 else [str(self.callers[who].token)], 1.0)
         return session
 
     def told(self, sidecar: Sidecar, session: Session, who: int, version: int) -> None:

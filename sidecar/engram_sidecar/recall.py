@@ -1,0 +1,306 @@
+"""Reads by id, answered from what was read before where that is exact enough; and what a write makes of what is kept.
+
+    get    kept here? --no--> one load for all who ask meanwhile --> the shard --> kept --> each of them
+    write  begin: the entry goes, no fill stands --> the shard --> end: it goes again, the other sidecars are told
+
+Promises
+1. A session reads what it wrote, and of each memory no older state than it saw (consistency.py says what it may take);
+a `strong` read is never answered from here.
+2. No answer lacks what others wrote longer ago than its Age: while the bulletin is sound that is the time since its
+last beat, else the time since the answer was read, and then nothing older than LONE_S is shown.
+3. Where the shard does not answer, what is kept is shown up to the policy's bound on staleness, and said to be stale.
+4. After a write whose outcome is unknown nothing of the memory is kept for DOUBT_S: it may still happen.
+5. What is kept of a tenant that encrypts is ciphertext, under a key of this process.
+
+Source: RFC 9211 (Cache-Status); RFC 5861, section 4 (stale-if-error).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import Context
+from dataclasses import dataclass
+from datetime import datetime
+from math import inf
+from typing import Final
+
+from engram_contract.policy import Policy
+from engram_contract.slots import MemoryId
+from engram_sidecar.cache import Cache, CacheView, Ticket
+from engram_sidecar.chance import jittered
+from engram_sidecar.consistency import Floors, Level, Session, Source, begin_session, session_of_request
+from engram_sidecar.envelope import Drawer
+from engram_sidecar.errors import OutcomeUnknown, ShardUnavailable, SidecarError
+from engram_sidecar.patience import begin_request
+from engram_sidecar.records import Memory
+from engram_sidecar.wire import encode, memory_document
+
+LONE_S: Final = 3.0  # so long what was read is shown while nobody tells what others write
+DOUBT_S: Final = 30.0  # a statement that got no answer has ended by then, or never will
+JITTER_RATIO: Final = 0.1
+REFRESH_RATIO: Final = 0.1  # of its time: who asks for an entry so shortly before its end has it read again beside
+LONE_REFRESH_S: Final = 2.0
+KEPT_BYTES: Final = 290  # what a Kept takes beside its body, with its source and its tag
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An answer to a read by id. `body`: the JSON document, sealed or not; empty if there is no such memory."""
+
+    body: bytes
+    tag: str
+    shard: str
+    source: Source
+    fresh_until_s: float
+    is_sealed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """The answer to a read by id: the document as JSON and its entity tag, both empty if there is no such memory."""
+
+    body: bytes
+    tag: str
+    shard: str
+    source: Source
+
+
+@dataclass(slots=True)
+class Writing:
+    """Writes under way. `is_unknown`: nobody knows whether they happened."""
+
+    is_unknown: bool = False
+
+
+@dataclass(slots=True)
+class Count:
+    """How reads by id were answered so far."""
+
+    hits: int = 0
+    stale: int = 0
+    misses: int = 0
+    shared: int = 0  # of the misses: those that another request's load answered
+
+
+Load = Callable[[], Awaitable[tuple[Memory | None, str]]]
+
+
+def key_of(memory_id: MemoryId) -> bytes:
+    """What a memory's entry is called: a third of the memory that its id takes."""
+    return memory_id.slot.to_bytes(2) + memory_id.uuid.bytes
+
+
+class Recall:
+    """The first cache level of one tenant. Moments are on the loop's clock; `unix_s` is Unix time."""
+
+    def __init__(
+        self, floors: Floors, policy: Callable[[], Policy], drawer: Drawer, unix_s: Callable[[], float]
+    ) -> None:
+        self.count = Count()
+        self._floors = floors
+        self._policy = policy
+        self._drawer = drawer
+        self._unix_s = unix_s
+        self._cache: Cache[bytes, Kept] = Cache(0, 0)
+        self._loads: dict[bytes, asyncio.Task[Recalled]] = {}
+        self._refreshes: set[asyncio.Task[Recalled]] = set()
+
+    @property
+    def view(self) -> CacheView:
+        """What is kept, for metrics."""
+        return self._cache.view
+
+    def adopt(self) -> None:
+        """Another map, policy or keyring: nothing is kept of before."""
+        caching = self._policy().cache
+        self._cache.resize(caching.local_capacity_bytes, caching.local_entries)
+        self.flush()
+
+    def flush(self) -> None:
+        """Nothing is kept, and no load under way is."""
+        self._cache.flush()
+        self._loads.clear()
+
+    async def close(self) -> None:
+        """Ends what is read beside requests."""
+        for task in self._refreshes:
+            task.cancel()
+        await asyncio.gather(*self._refreshes, return_exceptions=True)
+
+    # Reads
+
+    async def get(self, memory_id: MemoryId, load: Load) -> Recalled:
+        """What is kept, or else loaded. Raises what `load` raises, if nothing may be shown in its stead."""
+        key, session = key_of(memory_id), session_of_request()
+        if (recalled := self.find(key, session, load)) is not None:
+            return recalled
+        try:
+            recalled = await self._loaded(key, session, load)
+        except ShardUnavailable:
+            recalled = self._stale(key, session)
+            if recalled is None:
+                raise
+            return recalled
+        self.count.misses += 1
+        return _shown(recalled, session)
+
+    def find(self, key: bytes, session: Session, load: Load) -> Recalled | None:
+        """What is kept, if it is fresh and the session may take it. Shortly before its end it is loaded again."""
+        now_s = _now_s()
+        kept = self._cache.get(key, now_s)
+        if kept is None:
+            session.cached("fwd=uri-miss")
+            return None
+        age_s = self._age_s(kept, now_s)
+        if now_s >= kept.fresh_until_s or age_s > self._bound_s(session):
+            session.cached("fwd=stale")
+            return None
+        if not session.may_take(kept.shard, kept.source):
+            session.cached("fwd=request")
+            return None
+        if self._is_due(kept, age_s, now_s):
+            self._refresh(key, load)
+        session.cached(f"hit{ttl(kept.fresh_until_s - now_s)}")
+        session.is_as_old_as(age_s)
+        return _shown(Recalled(self.hit(key, kept), kept.tag, kept.shard, kept.source), session)
+
+    def fresh(self, key: bytes) -> tuple[Kept, float, float] | None:
+        """What is kept for every session that was never elsewhere, how old it is and how long it lasts, in seconds.
+
+        None as well if it is to be loaded again soon.
+        """
+        now_s = _now_s()
+        kept = self._cache.get(key, now_s)
+        if kept is None or not kept.tag:
+            return None
+        age_s = self._age_s(kept, now_s)
+        return None if self._is_due(kept, age_s, now_s) else (kept, age_s, kept.fresh_until_s - now_s)
+
+    def hit(self, key: bytes, kept: Kept) -> bytes:
+        """The body of what is kept, which is shown."""
+        self.count.hits += 1
+        return self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
+
+    def _stale(self, key: bytes, session: Session) -> Recalled | None:
+        """What is kept, if it is not older than the policy allows."""
+        now_s = _now_s()
+        kept = self._cache.get(key, now_s)
+        if kept is None or not session.may_take(kept.shard, kept.source):
+            return None
+        age_s = self._age_s(kept, now_s)
+        if age_s > self._policy().resilience.staleness_seconds:
+            return None
+        self.count.stale += 1
+        session.cached("hit; ttl=-1; detail=stale")
+        session.is_as_old_as(age_s)
+        body = self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
+        return _shown(Recalled(body, kept.tag, kept.shard, kept.source), session)
+
+    async def _loaded(self, key: bytes, session: Session, load: Load) -> Recalled:
+        """What the shard says, asked once for all who see the same and ask meanwhile."""
+        if not session.is_plain:
+            return await self._load(key, load)
+        if key in self._loads:
+            self.count.shared += 1
+            session.cached("fwd=uri-miss; collapsed")
+        return await asyncio.shield(self._begin(key, load))
+
+    def _begin(self, key: bytes, load: Load, context: Context | None = None) -> "asyncio.Task[Recalled]":
+        """The load of the key that is under way, or a new one, of the request that this task answers."""
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.create_task(self._load(key, load), context=context)
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return task
+
+    def _ended(self, key: bytes, task: "asyncio.Task[Recalled]") -> None:
+        if self._loads.get(key) is task:
+            del self._loads[key]
+        if not task.cancelled():
+            task.exception()  # whoever waited was told; who left is not concerned
+
+    async def _load(self, key: bytes, load: Load) -> Recalled:
+        ticket, session, began_s = self._cache.ticket(key), session_of_request(), _now_s()
+        session.source = None
+        memory, shard = await load()
+        source = session.answered_by(Source(began_s))
+        body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
+        recalled = Recalled(body, tag, shard, source)
+        self._fill(key, recalled, None if memory is None else memory.expires, ticket)
+        return recalled
+
+    def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None, ticket: Ticket) -> None:
+        """Keeps it, unless its replica may lack what was written here or what others told."""
+        source, policy, now_s = recalled.source, self._policy(), _now_s()
+        if source.look is not None and not source.look.covers(self._floors.of(recalled.shard)):
+            return
+        until_s = source.began_s + (jittered(policy.cache.local_ttl_s, JITTER_RATIO) or inf)
+        last_s = until_s + policy.resilience.staleness_seconds
+        if expires is not None:
+            last_s = min(last_s, now_s + expires.timestamp() - self._unix_s())
+        is_sealed = policy.encryption and bool(recalled.body)
+        body = self._drawer.seal(key, recalled.body) if is_sealed else recalled.body
+        kept = Kept(body, recalled.tag, recalled.shard, source, min(until_s, last_s), is_sealed)
+        self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, ticket, now_s)
+
+    def _refresh(self, key: bytes, load: Load) -> None:
+        """Loads the key beside the request, for whoever asks next."""
+        if key in self._loads:
+            return
+        context = Context()
+        context.run(begin_request)
+        context.run(begin_session, self._floors)
+        task = self._begin(key, load, context)
+        self._refreshes.add(task)
+        task.add_done_callback(self._refreshes.discard)
+
+    def _age_s(self, kept: Kept, now_s: float) -> float:
+        """At most so long ago was written what it lacks."""
+        return now_s - kept.source.began_s + kept.source.behind_s
+
+    def _bound_s(self, session: Session) -> float:
+        bound_s = self._policy().resilience.staleness_seconds
+        return min(LONE_S, bound_s) if session.level is Level.EVENTUAL else LONE_S
+
+    def _is_due(self, kept: Kept, age_s: float, now_s: float) -> bool:
+        """Whether it is to be loaded again, as its end is near."""
+        return now_s > kept.fresh_until_s - self._policy().cache.local_ttl_s * REFRESH_RATIO or age_s > LONE_REFRESH_S
+
+    # Writes
+
+    @asynccontextmanager
+    async def writing(self, ids: Sequence[MemoryId]) -> AsyncIterator[Writing]:
+        """The block writes these memories: what is kept of them goes, now and when it has ended."""
+        keys, writing = [key_of(each) for each in ids], Writing()
+        for key in keys:
+            self._cache.begin(key)
+            self._loads.pop(key, None)
+        try:
+            yield writing
+        except SidecarError as failure:
+            writing.is_unknown = isinstance(failure, OutcomeUnknown)
+            raise
+        except BaseException:
+            writing.is_unknown = True
+            raise
+        finally:
+            until_s = _now_s() + DOUBT_S if writing.is_unknown else None
+            for key in keys:
+                self._cache.end(key, until_s)
+                self._loads.pop(key, None)
+
+
+def _shown(recalled: Recalled, session: Session) -> Recalled:
+    session.met(recalled.source)
+    if recalled.source.shown is not None and session.level is not Level.EVENTUAL:
+        session.reached(recalled.shard, recalled.source.shown)
+    return recalled
+
+
+def ttl(left_s: float) -> str:
+    """How long an entry lasts, as a parameter of Cache-Status; one that lasts until it is evicted says nothing."""
+    return "" if left_s == inf else f"; ttl={int(left_s)}"
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,296 @@
+"""What a read by id is answered with: what is kept where that is exact enough, else one load for all who ask."""
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from engram_contract.session import Position, Token
+from engram_contract.shardmap import Node, Shard, Strategy, first_map
+from engram_contract.slots import MemoryId
+from engram_sidecar import recall as room
+from engram_sidecar.consistency import Floors, Session, Source, begin_session, session_of_request
+from engram_sidecar.envelope import Drawer
+from engram_sidecar.errors import OutcomeUnknown, PreconditionFailed, ShardUnavailable
+from engram_sidecar.patience import begin_request
+from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Recalled, key_of
+from engram_sidecar.records import Memory
+from tests.unit.test_config import POLICY
+
+ID = MemoryId(7, UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))
+KEY = key_of(ID)
+NODES = (Node("n0", "localhost", 1), Node("n1", "localhost", 2))
+MAP = first_map("t_a", Strategy.USER, [Shard("s0", "engram", NODES[:1], members=NODES)])
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+STALE_S = POLICY.resilience.staleness_seconds
+
+
+class Shelf:
+    """A recall before a shard that holds one memory, with a clock of its own."""
+
+    def __init__(self, *, encrypts: bool = True) -> None:
+        self.now_s = 1_000.0
+        self.floors = Floors(b"this one")
+        self.floors.follow(MAP)
+        policy = replace(POLICY, encryption=encrypts)
+        self.recall = Recall(
+            self.floors, lambda: policy, Drawer(bytes(32)), lambda: NOW.timestamp() + self.now_s - 1_000
+        )
+        self.recall.adopt()
+        self.version = 1
+        self.source: Source | None = None  # a primary's, now
+        self.expires: datetime | None = None
+        self.failure: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.loads = 0
+
+    def unix_s(self) -> float:
+        return NOW.timestamp() + self.now_s - 1_000
+
+    async def load(self) -> tuple[Memory | None, str]:
+        self.loads += 1
+        version, began_s = self.version, self.now_s
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        session_of_request().met(self.source or Source(began_s))
+        if not version:
+            return None, "s0"
+        created = NOW - timedelta(days=1)
+        memory = Memory(ID, (), "k", "fact", "ada", None, None, f"secret {version}", "1", None, created, created,
+                        self.expires, version)  # fmt: skip
+        return memory, "s0"
+
+    def session(self, token: Token | None = None, level: str = "session") -> Session:
+        begin_request()
+        session = begin_session(self.floors)
+        session.read_headers([level], [] if token is None else [str(token)], self.now_s)
+        return session
+
+    async def get(self, token: Token | None = None, level: str = "session") -> Recalled:
+        self.session(token, level)
+        return await self.recall.get(ID, self.load)
+
+    async def shown(self, token: Token | None = None, level: str = "session") -> tuple[int, int, str]:
+        """The version, the age in seconds, and what was said of the cache, without its time to live."""
+        session = self.session(token, level)
+        recalled = await self.recall.get(ID, self.load)
+        said = session.headers()
+        version = json.loads(recalled.body)["version"] if recalled.tag else 0
+        return version, int(said.get("Age", 0)), said["Cache-Status"].removeprefix("engram; ").partition("; ttl")[0]
+
+    async def write(self, outcome: BaseException | None = None) -> None:
+        async with self.recall.writing([ID]):
+            if outcome is not None:
+                raise outcome
+            self.version += 1
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    found = Shelf()
+    monkeypatch.setattr(room, "_now_s", lambda: found.now_s)
+    monkeypatch.setattr(room, "jittered", lambda seconds, _ratio: seconds)
+    return found
+
+
+async def test_what_was_read_is_shown_again_with_its_age_until_it_is_too_old(shelf: Shelf) -> None:
+    assert await shelf.shown() == (1, 0, "fwd=uri-miss")
+    shelf.version = 2  # by somebody else
+    shelf.now_s += 1.5
+    assert await shelf.shown() == (1, 2, "hit")
+    shelf.now_s += LONE_S - 1.4
+    assert await shelf.shown() == (2, 0, "fwd=stale")
+    assert shelf.loads == 2
+
+
+async def test_that_there_is_no_such_memory_is_kept_too(shelf: Shelf) -> None:
+    shelf.version = 0
+    assert [await shelf.shown(), await shelf.shown()] == [(0, 0, "fwd=uri-miss"), (0, 0, "hit")]
+    await shelf.write()
+    assert await shelf.shown() == (1, 0, "fwd=uri-miss")
+
+
+async def test_a_write_here_is_read_at_once(shelf: Shelf) -> None:
+    for version in range(1, 6):
+        assert await shelf.shown() == (version, 0, "fwd=uri-miss")
+        assert (await shelf.shown())[2] == "hit"
+        await shelf.write()
+
+
+async def test_a_write_that_was_refused_leaves_nothing_but_a_miss(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.version = 2  # by somebody else, which is why this one's condition fails
+    with pytest.raises(PreconditionFailed):
+        await shelf.write(PreconditionFailed())
+    assert await shelf.shown() == (2, 0, "fwd=uri-miss")
+    assert (await shelf.shown())[2] == "hit"
+
+
+@pytest.mark.parametrize("outcome", [OutcomeUnknown("s0", "lost"), asyncio.CancelledError(), ValueError()], ids=repr)
+async def test_after_a_write_of_unknown_outcome_nothing_is_kept_until_it_has_ended(
+    shelf: Shelf, outcome: BaseException
+) -> None:
+    with pytest.raises(type(outcome)):
+        await shelf.write(outcome)
+    assert [(await shelf.shown())[2] for _ in range(3)] == ["fwd=uri-miss"] * 3
+    shelf.now_s += DOUBT_S + 1
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss", "hit"]
+
+
+async def test_what_was_read_before_a_write_ended_is_not_kept(shelf: Shelf) -> None:
+    shelf.gate = asyncio.Event()
+    early = asyncio.create_task(shelf.get())
+    await asyncio.sleep(0)  # the request
+    await asyncio.sleep(0)  # its load
+    assert shelf.loads == 1
+    await shelf.write()
+    late = asyncio.create_task(shelf.get())
+    await asyncio.sleep(0)
+    shelf.gate.set()
+    assert [json.loads(each.body)["version"] for each in await asyncio.gather(early, late)] == [1, 2]
+    assert (await shelf.shown())[0] == 2
+
+
+async def test_a_strong_read_asks_the_shard(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.version = 2
+    assert (await shelf.shown(level="strong"))[:2] == (2, 0)
+    assert await shelf.shown() == (2, 0, "hit"), "what a strong read found is newer than what was kept"
+
+
+async def test_a_session_from_elsewhere_takes_only_what_was_read_since(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.version = 2  # at the other sidecar, by this session
+    shelf.now_s += 0.5
+    session = shelf.session(Token(1, {}, b"the next"))
+    shelf.now_s += 0.001
+    assert json.loads((await shelf.recall.get(ID, shelf.load)).body)["version"] == 2
+    token = Token.parse(session.headers()["Engram-Session"])
+    assert token.home == b"this one"
+    shelf.now_s += 0.5
+    assert await shelf.shown(token) == (2, 1, "hit")
+    shelf.now_s += 0.1
+    assert (await shelf.shown(Token(1, {}, b"the next")))[2] == "fwd=request", "it may have written since"
+
+
+async def test_a_session_that_was_never_elsewhere_takes_what_is_kept(shelf: Shelf) -> None:
+    session = shelf.session()
+    await shelf.recall.get(ID, shelf.load)
+    token = Token.parse(session.headers()["Engram-Session"])
+    assert (token.home, token.since_ms) == (b"this one", 0)
+    assert (await shelf.shown(token))[2] == "hit"
+
+
+async def test_a_session_that_met_a_newer_map_asks_the_shard(shelf: Shelf) -> None:
+    await shelf.get()
+    assert (await shelf.shown(Token(MAP.epoch + 1, {}, b"this one")))[2] == "fwd=request"
+
+
+def by_replica(shelf: Shelf, lsn: int) -> Source:
+    return Source(shelf.now_s, Position(1, lsn), Position(1, lsn + 5), behind_s=0.4)
+
+
+async def test_what_a_replica_said_that_lacks_what_was_written_here_is_not_kept(shelf: Shelf) -> None:
+    shelf.floors.settle("s0", Position(1, 100), shelf.floors.ticket())
+    shelf.source = by_replica(shelf, 99)
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss"] * 2
+    shelf.source = by_replica(shelf, 104)
+    assert (await shelf.shown())[2] == "fwd=uri-miss"
+    shelf.now_s += 1
+    assert await shelf.shown() == (1, 2, "hit"), "as old as the replica was, and as long as it is kept"
+
+
+async def test_who_is_shown_what_a_replica_said_has_met_what_it_may_have_seen(shelf: Shelf) -> None:
+    shelf.floors.settle("s0", Position(1, 100), shelf.floors.ticket())
+    shelf.source = by_replica(shelf, 104)
+    await shelf.get()
+    session = shelf.session()
+    await shelf.recall.get(ID, shelf.load)
+    assert Token.parse(session.headers()["Engram-Session"]).of("s0") == Position(1, 109)
+
+
+async def test_a_shard_that_is_away_is_stood_in_for_up_to_the_bound(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.failure = ShardUnavailable("s0", "connection refused")
+    shelf.now_s += LONE_S + 1
+    session = shelf.session()
+    assert json.loads((await shelf.recall.get(ID, shelf.load)).body)["version"] == 1
+    assert session.headers()["Cache-Status"] == "engram; hit; ttl=-1; detail=stale"
+    assert session.headers()["Age"] == "4"
+    with pytest.raises(ShardUnavailable):
+        await shelf.get(level="strong")
+    shelf.now_s += STALE_S
+    with pytest.raises(ShardUnavailable):
+        await shelf.get()
+    assert shelf.recall.count.stale == 1
+
+
+async def test_what_expires_is_shown_no_longer_than_that(shelf: Shelf) -> None:
+    shelf.expires = NOW + timedelta(seconds=1)
+    await shelf.get()
+    shelf.now_s += 0.9
+    assert (await shelf.shown())[2] == "hit"
+    shelf.now_s += 0.2
+    shelf.failure = ShardUnavailable("s0", "away")
+    with pytest.raises(ShardUnavailable):
+        await shelf.get()
+
+
+async def test_an_entry_near_its_end_is_read_again_beside_the_request(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.version = 2
+    shelf.now_s += LONE_S - 0.5
+    assert await shelf.shown() == (1, 3, "hit")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert await shelf.shown() == (2, 0, "hit")
+    assert shelf.loads == 2
+    await shelf.recall.close()
+
+
+async def test_five_hundred_who_ask_at_once_ask_the_shard_once(shelf: Shelf) -> None:
+    shelf.gate = asyncio.Event()
+    tasks = [asyncio.create_task(shelf.get()) for _ in range(500)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()  # the first of them, for whom it was asked
+    await asyncio.sleep(0)
+    shelf.gate.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert all(isinstance(each, Recalled) for each in found[1:])
+    assert shelf.loads == 1
+
+
+async def test_a_failure_is_everybodys_who_waited_and_nobodys_after(shelf: Shelf) -> None:
+    shelf.gate, shelf.failure = asyncio.Event(), ShardUnavailable("s0", "away")
+    tasks = [asyncio.create_task(shelf.get()) for _ in range(5)]
+    await asyncio.sleep(0)
+    shelf.gate.set()
+    assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} == {ShardUnavailable}
+    shelf.failure = None
+    assert (await shelf.shown())[0] == 1
+    assert shelf.loads == 2
+
+
+@pytest.mark.parametrize("encrypts", [True, False])
+async def test_what_is_kept_of_a_tenant_that_encrypts_is_ciphertext(
+    monkeypatch: pytest.MonkeyPatch, encrypts: bool
+) -> None:
+    shelf = Shelf(encrypts=encrypts)
+    monkeypatch.setattr(room, "_now_s", lambda: shelf.now_s)
+    await shelf.get()
+    found = shelf.recall.fresh(KEY)
+    assert found is not None
+    assert (b"secret" in found[0].body) is not encrypts
+    assert b"secret" in shelf.recall.hit(KEY, found[0])
+
+
+async def test_another_configuration_keeps_nothing(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.recall.adopt()
+    assert (await shelf.shown())[2] == "fwd=uri-miss"
