@@ -16,6 +16,7 @@ Source: RFC 9211 (Cache-Status); RFC 5861, section 4 (stale-if-error).
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -103,6 +104,7 @@ class Recall:
         self._unix_s = unix_s
         self._cache: Cache[bytes, Kept] = Cache(0, 0)
         self._loads: dict[bytes, asyncio.Task[Recalled]] = {}
+        self._under_way: Counter[bytes] = Counter()
         self._refreshes: set[asyncio.Task[Recalled]] = set()
 
     @property
@@ -222,14 +224,35 @@ class Recall:
     async def _load(self, key: bytes, load: Load) -> Recalled:
         ticket, session, began_s = self._cache.ticket(key), session_of_request(), _now_s()
         session.source = None
-        memory, shard = await load()
+        self._under_way[key] += 1
+        try:
+            memory, shard = await load()
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
         source = session.answered_by(Source(began_s))
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
         recalled = Recalled(body, tag, shard, source)
-        self._fill(key, recalled, None if memory is None else memory.expires, ticket)
+        if self._wins(key, recalled, ticket):
+            self._fill(key, recalled, None if memory is None else memory.expires)
         return recalled
 
-    def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None, ticket: Ticket) -> None:
+    def _wins(self, key: bytes, recalled: Recalled, ticket: Ticket) -> bool:
+        """Whether this answer is to be kept: not if it may be older than one that was shown meanwhile.
+
+        Answers of several loads cross: one asked the primary early and comes late, another one asked a replica. So each
+        that ends spoils those that are still under way, for what is kept and for who would join them; and of two states
+        of the memory the later one is kept. That there is none has no place in the order: then nothing is kept.
+        """
+        is_valid, kept = self._cache.ticket(key) == ticket, self._cache.get(key, _now_s())
+        order = 0 if kept is None or kept.tag == recalled.tag else _order(recalled.tag, kept.tag)
+        if order is None or order > 0 or (order == 0 and key in self._under_way):
+            self._cache.drop(key)
+            self._loads.pop(key, None)
+        return is_valid and order is not None and order >= 0
+
+    def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
         """Keeps it, unless its replica may lack what was written here or what others told."""
         source, policy, now_s = recalled.source, self._policy(), _now_s()
         if source.look is not None and not source.look.covers(self._floors.of(recalled.shard)):
@@ -241,7 +264,7 @@ class Recall:
         is_sealed = policy.encryption and bool(recalled.body)
         body = self._drawer.seal(key, recalled.body) if is_sealed else recalled.body
         kept = Kept(body, recalled.tag, recalled.shard, source, min(until_s, last_s), is_sealed)
-        self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, ticket, now_s)
+        self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, self._cache.ticket(key), now_s)
 
     def _refresh(self, key: bytes, load: Load) -> None:
         """Loads the key beside the request, for whoever asks next."""
@@ -295,6 +318,17 @@ def _shown(recalled: Recalled, session: Session) -> Recalled:
     if recalled.source.shown is not None and session.level is not Level.EVENTUAL:
         session.reached(recalled.shard, recalled.source.shown)
     return recalled
+
+
+def _order(tag: str, other: str) -> int | None:
+    """1 for the later of two states of a memory, -1 for the earlier one; None if one of them is that there is none."""
+    if not tag or not other:
+        return None
+    # A memory that was made again counts from 1 anew.
+    (version, created), (other_version, other_created) = (
+        [int(part, 16) for part in each.strip('"').split("-")] for each in (tag, other)
+    )
+    return 1 if (created, version) > (other_created, other_version) else -1
 
 
 def ttl(left_s: float) -> str:

@@ -294,3 +294,44 @@ async def test_another_configuration_keeps_nothing(shelf: Shelf) -> None:
     await shelf.get()
     shelf.recall.adopt()
     assert (await shelf.shown())[2] == "fwd=uri-miss"
+
+
+async def crossed(shelf: Shelf, early: int, late: int) -> list[int]:
+    """Two loads, of which the first ends last: what each showed, and who is asked after them."""
+    shelf.version = early
+    shelf.gate = first = asyncio.Event()
+    strong = asyncio.create_task(shelf.shown(level="strong"))
+    await asyncio.sleep(0)
+    shelf.version, shelf.gate = late, None
+    plain = await shelf.shown()
+    first.set()
+    return [(await strong)[0], plain[0], (await shelf.shown())[0]]
+
+
+@pytest.mark.parametrize(("early", "late"), [(1, 2), (0, 1), (1, 0)])
+async def test_an_answer_that_comes_late_does_not_take_the_place_of_a_later_one(
+    shelf: Shelf, early: int, late: int
+) -> None:
+    assert await crossed(shelf, early, late) == [early, late, late]
+
+
+async def test_nobody_joins_a_load_that_is_older_than_what_was_shown(shelf: Shelf) -> None:
+    shelf.gate = first = asyncio.Event()
+    slow = asyncio.create_task(shelf.shown())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    shelf.version, shelf.gate = 2, None
+    assert (await shelf.shown(level="strong"))[0] == 2
+    shelf.recall.flush()
+    assert (await shelf.shown())[0] == 2
+    first.set()
+    assert (await slow)[0] == 1
+    assert (await shelf.shown())[0] == 2
+
+
+async def test_what_was_shown_and_could_not_be_kept_leaves_nothing_older(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.version, shelf.source = 2, by_replica(shelf, 99)  # of which is not known that it has what was written here
+    assert (await shelf.shown(level="strong"))[0] == 2
+    shelf.source = None
+    assert (await shelf.shown())[0] == 2

@@ -1,0 +1,186 @@
+"""What several sidecars of a tenant keep, against what is stored: sessions that hop, a stampede, a lost shard."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from engram_contract.shardmap import Node
+from engram_operator.clients import postgres
+from engram_sidecar.app import serving
+from engram_sidecar.settings import Settings
+from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+
+SECONDS = 8.0
+KEYS = 6
+TIMEOUT_S = 60
+SPEC = {"plan": "Enterprise", "audit": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[RealServer, RealServer]]:
+    """A primary and its replica."""
+    with server_folder() as folder:
+        primary = RealServer.create(folder / "s0", 18)
+        replica = primary.make_standby(folder / "s0-1")
+        yield primary, replica
+        primary.stop("immediate")
+        replica.stop("immediate")
+
+
+async def tenant_of(servers: tuple[RealServer, ...], folder: Path, **resilience: int) -> Tenant:
+    """A tenant on the first server; with two, the second one is a replica that may answer."""
+    spec = SPEC | {"resilience": resilience}
+    tenant = await create_tenant(f"k{next(NUMBERS)}", servers[:1], folder, spec=spec)
+    if len(servers) > 1:
+        [shard] = tenant.shard_map.shards
+        nodes = [Node(f"s0-{number}", "127.0.0.1", server.admin.port) for number, server in enumerate(servers)]
+        shard = replace(shard, nodes=(nodes[0],), members=tuple(nodes))
+        shard_map = replace(tenant.shard_map, epoch=2, shards=(shard,))
+        await postgres.publish_map(servers[0].admin, "s0", shard_map)
+        (folder / "map.json").write_text(shard_map.to_json())
+    return tenant
+
+
+Serve = Callable[[Tenant, int], Any]
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
+    ) as session:
+        yield session
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts so many sidecars of a tenant, and ends them afterwards."""
+    async with AsyncExitStack() as stack:
+
+        async def start(tenant: Tenant, count: int) -> list[int]:
+            settings = Settings(tenant.config_dir, http_port=0, admin_port=0)
+            return [(await stack.enter_async_context(serving(settings))).http_port for _ in range(count)]
+
+        yield start
+
+
+@dataclass
+class Caller:
+    """Someone who reads and writes, with a session if `token` is not None, and what must be shown to it."""
+
+    http: aiohttp.ClientSession
+    ports: list[int]
+    token: str | None = ""
+    owed: Counter[str] = field(default_factory=Counter)  # key -> the version that it wrote or saw
+    hits: int = 0
+    reads: int = 0
+    stale: list[str] = field(default_factory=list)
+
+    async def ask(self, method: str, key: str, body: object = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        if self.token:
+            headers["Engram-Session"] = self.token
+        url = f"http://127.0.0.1:{random.choice(self.ports)}/v1/items"
+        async with self.http.request(
+            method, url, params={"key": key, "user": "ada"}, json=body, headers=headers
+        ) as answer:
+            if self.token is not None:
+                self.token = answer.headers.get("Engram-Session", self.token)
+            return answer.status, await answer.json(content_type=None), dict(answer.headers)
+
+    async def run(self, until_s: float) -> None:
+        """Reads nine times of ten, and notes every answer that shows less than it is owed."""
+        while time.monotonic() < until_s:
+            key = f"k{random.randrange(KEYS)}"
+            if random.random() < 0.1:
+                method = "PUT"
+                status, answer, said = await self.ask("PUT", key, {"content": f"{time.time()}"})
+                assert status in {200, 201}, answer
+            else:
+                method = "GET"
+                status, answer, said = await self.ask("GET", key)
+                assert status in {200, 404}, answer
+                self.reads += 1
+                self.hits += "; hit" in said["Cache-Status"]
+            version = answer["version"] if status != 404 else 0
+            if version < self.owed[key]:
+                said = {name: said.get(name, "") for name in ("Cache-Status", "Age", "Engram-Session")}
+                self.stale.append(f"{key}: version {version} after {self.owed[key]}: {method} {said}")
+            self.owed[key] = max(self.owed[key], version)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+async def test_no_session_reads_less_than_it_wrote_or_saw_wherever_it_goes(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, members: int
+) -> None:
+    """Sessions hop between three sidecars; callers without one stay at theirs. Nobody tells of the others' writes."""
+    ports = await serve(await tenant_of(pair[:members], tmp_path), 3)
+    hopping = [Caller(http, ports) for _ in range(4)]
+    staying = [Caller(http, [port]) for port in ports for _ in range(2)]
+    plain = [Caller(http, [port], None) for port in ports for _ in range(2)]
+    until_s = time.monotonic() + SECONDS
+    await asyncio.gather(*(each.run(until_s) for each in [*hopping, *staying, *plain]))
+    shown = {
+        name: f"{sum(each.hits for each in callers)} of {sum(each.reads for each in callers)}"
+        for name, callers in (("hopping", hopping), ("staying", staying), ("plain", plain))
+    }
+    print(f"{members} members, reads by what was kept: {shown}")  # noqa: T201
+    assert [each.stale for each in [*hopping, *staying, *plain] if each.stale] == []
+    assert sum(each.hits for each in [*staying, *plain]) > sum(each.reads for each in [*staying, *plain]) / 4
+
+
+async def test_a_shard_that_is_gone_is_stood_in_for_up_to_the_bound_and_said_to_be_stale(
+    tmp_path: Path, http: aiohttp.ClientSession, serve: Serve
+) -> None:
+    with server_folder() as folder:
+        server = RealServer.create(folder / "s0", 18)
+        try:
+            tenant = await tenant_of((server,), tmp_path, stalenessSeconds=6, failoverSeconds=1, deadlineSeconds=2)
+            caller = Caller(http, await serve(tenant, 1))
+            await caller.ask("PUT", "k", {"content": "heron"})
+            assert (await caller.ask("GET", "k"))[0] == 200
+            read_s = time.monotonic()
+            await asyncio.to_thread(server.stop, "immediate")
+            said: list[tuple[int, str, int]] = []
+            async with asyncio.timeout(TIMEOUT_S):
+                while True:
+                    status, _, headers = await caller.ask("GET", "k")
+                    said.append((status, headers["Cache-Status"], int(headers.get("Age", 0))))
+                    assert (await caller.ask("GET", "k", **{"Engram-Consistency": "strong"}))[0] == 503
+                    assert (await caller.ask("GET", "never read"))[0] == 503
+                    if status == 503:
+                        break
+                    await asyncio.sleep(0.1)
+            assert time.monotonic() - read_s > 6
+            shown = said[:-1]
+            assert {status for status, _, _ in shown} == {200}
+            assert shown[-1][1].endswith("; ttl=-1; detail=stale")
+            assert max(age for _, _, age in shown) <= 6
+            assert (await caller.ask("PUT", "k", {"content": "egret"}))[0] == 503
+        finally:
+            server.stop("immediate")
+
+
+async def test_a_stampede_on_a_cold_key_asks_the_shard_once_for_each_sidecar(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve
+) -> None:
+    """500 requests at once over 10 sidecars."""
+    tenant = await tenant_of(pair[:1], tmp_path)
+    ports = await serve(tenant, 10)
+    await Caller(http, ports[:1]).ask("PUT", "hot", {"content": "heron"})
+    async with pair[0].session(tenant.database) as admin:
+        await admin.execute("SELECT pg_stat_force_next_flush()")
+    callers = [Caller(http, [ports[number % 10]], None) for number in range(500)]
+    answers = await asyncio.gather(*(each.ask("GET", "hot") for each in callers))
+    assert {(status, answer["content"]) for status, answer, _ in answers} == {(200, "heron")}
+    loaded = Counter(headers["Cache-Status"].partition("; ttl")[0] for _, _, headers in answers)
+    assert loaded["engram; fwd=uri-miss"] <= 10, loaded
+    assert loaded.total() == 500
