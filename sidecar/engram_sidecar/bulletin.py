@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 TELL_S: Final = 0.05
 TOMBSTONE_S: Final = 15  # three times what a read may take that fills
 AGAIN_S: Final = 1.0  # until the next try to subscribe, or to empty the outbox
+SOON_S: Final = 0.1  # until the beat that tells whether the counter was moved
 JITTER_RATIO: Final = 0.2
 ATTEMPTS: Final = 3  # a generation moves once in months
 OnWritten = Callable[[str, Sequence[MemoryId] | None, Position | None], None]
@@ -60,7 +61,9 @@ class Bulletin:
         self._tally = Tally()
         self._outbox = Outbox()
         self._telling: Batch | None = None
+        self._owes = False
         self._has_mail = asyncio.Event()
+        self._beats_soon = asyncio.Event()
         self._has_login = asyncio.Event()
         self._had: tuple[str, str] | None = None
         self._waiters: deque[tuple[int, asyncio.Future[bool]]] = deque()
@@ -82,8 +85,8 @@ class Bulletin:
 
     @property
     def is_owing(self) -> bool:
-        """Whether something that was written here is not told yet."""
-        return bool(self._outbox) or self._telling is not None
+        """Whether somebody was answered, or told elsewhere, before what was written here was told."""
+        return self._owes and (bool(self._outbox) or self._telling is not None)
 
     def adopt(self, login: CacheLogin | None) -> None:
         """The login is this now; None ends every connection."""
@@ -93,13 +96,14 @@ class Bulletin:
             return
         if self._had is not None and (not self._has_login.is_set() or self._had != (login.url, login.user)):
             self._outbox.forget()  # meanwhile we told nobody, or told it elsewhere
+            self._owes = True
             self._has_mail.set()
         self._had = login.url, login.user
         self._has_login.set()
 
     async def tell(self, shard: str, ids: Sequence[MemoryId], position: Position | None) -> None:
         """The others know that these memories were written, or it waits in the outbox. Never raises."""
-        if not self._has_login.is_set():
+        if not self._has_login.is_set() or not ids:
             return
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         number = 0
@@ -108,7 +112,9 @@ class Bulletin:
         self._waiters.append((number, waiter))
         self._has_mail.set()
         await asyncio.wait((waiter,), timeout=TELL_S)
-        self.late += not (waiter.done() and waiter.result())
+        if not (waiter.done() and waiter.result()):
+            self.late += 1
+            self._owes = True
 
     async def run(self) -> None:
         """Listens, beats and tells, until cancelled."""
@@ -141,6 +147,7 @@ class Bulletin:
         try:
             async with self._door.subscribed((news, beats), OVERDUE_S) as subscription:
                 self._tally.begin(_now_s())
+                self._beats_soon.set()
                 while True:
                     channel, content = await subscription.next()
                     if channel == news:
@@ -173,7 +180,10 @@ class Bulletin:
                 self._lose("no beat came back")
             if self._tally.is_listening:
                 await self._beat()
-            await asyncio.sleep(jittered(BEAT_S, JITTER_RATIO))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(jittered(BEAT_S, JITTER_RATIO)):
+                    await self._beats_soon.wait()
+            self._beats_soon.clear()
 
     async def _beat(self) -> None:
         self._number += 1
@@ -201,6 +211,7 @@ class Bulletin:
             # A new one is set, as everybody does at the same time; another one keeps what is counted meanwhile.
             move: Command = ("SET", key, ahead) if is_new(count) else ("INCRBY", key, ahead - count)
             await self._door.run([move])
+            asyncio.get_running_loop().call_later(SOON_S, self._beats_soon.set)
 
     def _lose(self, reason: str) -> None:
         if self._tally.is_listening:
@@ -219,6 +230,7 @@ class Bulletin:
             while self._outbox and await self._tell_batch():
                 pass
             self._release(None)
+            self._owes = self._owes and bool(self._outbox)
             if self._outbox:
                 await asyncio.sleep(jittered(AGAIN_S, JITTER_RATIO))
                 self._has_mail.set()
@@ -236,7 +248,9 @@ class Bulletin:
             self._telling = None
             if not is_told:
                 self._outbox.put_back(batch)
-        self._release(batch.through)
+                self._owes = True
+        if is_told:
+            self._release(batch.through)
         return is_told
 
     def _release(self, through: int | None) -> None:
@@ -252,7 +266,7 @@ class Bulletin:
             replies = await self._door.run(self._commands(role, generation, batch, forgets=forgets))
             count = int(replies[-2])
             self._tally.note_told(count)
-            if generation_of(count) == generation:
+            if generation_of(count) == generation or not batch.items:
                 return
             generation, forgets = generation_of(count), False
         raise CacheUnavailable("its counter moves on and on")

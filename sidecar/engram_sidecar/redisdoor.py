@@ -163,6 +163,9 @@ class _Dialler:
     """Opens connections for one login, with the password of a rotation that is right."""
 
     def __init__(self, login: CacheLogin) -> None:
+        # Here and not with the first call: it takes longer than a call may.
+        import redis.asyncio  # noqa: F401, PLC0415  only where there is a login
+
         parts = urlsplit(login.url)
         database = parts.path.strip("/")
         self._options: dict[str, Any] = {

@@ -90,13 +90,11 @@ class Tally:
 
     def hear(self, teller: bytes, number: int) -> None:
         """A notice came; one that came before is not counted again."""
-        if number <= self._tellers.pop(teller, -1):
-            self._tellers[teller] = number
-            return
-        self._tellers[teller] = number
+        last = self._tellers.pop(teller, -1)  # and to the end of the line, so that the longest silent one is dropped
+        self._tellers[teller] = max(last, number)
+        self._heard += number > last
         if len(self._tellers) > MAX_TELLERS:
             del self._tellers[next(iter(self._tellers))]
-        self._heard += 1
 
     def note_told(self, count: int) -> None:
         """Our own notice made the counter this."""

@@ -62,8 +62,8 @@ ANSWERED = [
 UNANSWERED = [
     BadConfig("/secret/path"),
     PortTaken("127.0.0.1", 7711),
-    SlotMoved("s1"),
     CacheUnavailable("no connection"),
+    SlotMoved("s1"),
 ]
 
 
