@@ -62,6 +62,7 @@ class Bulletin:
         self._outbox = Outbox()
         self._telling: Batch | None = None
         self._owes = False
+        self._rests = False
         self._has_mail = asyncio.Event()
         self._beats_soon = asyncio.Event()
         self._has_login = asyncio.Event()
@@ -111,7 +112,8 @@ class Bulletin:
             number = self._outbox.add(Told(shard, tuple(ids[first : first + MAX_IDS]), position))
         self._waiters.append((number, waiter))
         self._has_mail.set()
-        await asyncio.wait((waiter,), timeout=TELL_S)
+        if not self._rests:
+            await asyncio.wait((waiter,), timeout=TELL_S)
         if not (waiter.done() and waiter.result()):
             self.late += 1
             self._owes = True
@@ -224,6 +226,8 @@ class Bulletin:
         self._on_doubt()
 
     async def _tell_on(self) -> None:
+        self._rests = False
+        self._has_mail.set()  # what was left when the loop last ended
         while True:
             await self._has_mail.wait()
             self._has_mail.clear()
@@ -232,7 +236,9 @@ class Bulletin:
             self._release(None)
             self._owes = self._owes and bool(self._outbox)
             if self._outbox:
+                self._rests = True  # nobody waits meanwhile: it would be for nothing
                 await asyncio.sleep(jittered(AGAIN_S, JITTER_RATIO))
+                self._rests = False
                 self._has_mail.set()
 
     async def _tell_batch(self) -> bool:
@@ -243,7 +249,8 @@ class Bulletin:
             await self._publish(batch)
             is_told = True
         except CacheUnavailable as failure:
-            log.info("what was written waits to be told", extra={"reason": str(failure)})
+            if not self._owes:
+                log.warning("what is written waits to be told", extra={"reason": str(failure)})
         finally:
             self._telling = None
             if not is_told:
@@ -263,9 +270,10 @@ class Bulletin:
         """All of it is told, and its tombstones are in the generation that holds. Raises CacheUnavailable."""
         role, generation, forgets = self._door.role, self._tally.generation, batch.forgets
         for _ in range(ATTEMPTS):
+            known = self._tally.known
             replies = await self._door.run(self._commands(role, generation, batch, forgets=forgets))
             count = int(replies[-2])
-            self._tally.note_told(count)
+            await self._judge(self._tally.note_told(count, known))
             if generation_of(count) == generation or not batch.items:
                 return
             generation, forgets = generation_of(count), False

@@ -8,8 +8,8 @@ Between two beats that came back, as many notices must have been heard as the co
 Promises, of a stream in which nothing overtakes (one connection to one server) and whatever may be lost or come twice
 1. A notice that was told and not heard is noticed at the first beat behind it that comes back: Verdict.GAP.
 2. `sound_s` is a moment before which everything that was told was heard, or is behind a gap that was told.
-3. A counter that went back, as another Redis or an empty one answers, is Verdict.BEHIND: nothing can be said before it
-   is ahead of all that was ever counted.
+3. A counter that went back, as another Redis answers, or an empty one, or one that lost its last second in a failover,
+   is Verdict.BEHIND: nothing can be said before it is ahead of all that was ever counted.
 4. It keeps at most MAX_BEATS beats and the last number of MAX_TELLERS tellers.
 
 The counter's upper bits are the generation of what is kept in Redis: whoever moves them makes all of it unreachable.
@@ -43,9 +43,13 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class _Beat:
-    """`count` is the counter's value, `heard` how many notices came before; None until they are known."""
+    """`count` is the counter's value, `heard` how many notices came before; None until they are there.
+
+    `known`: the counter was at least this when the beat was sent.
+    """
 
     sent_s: float
+    known: int
     count: int | None = None
     heard: int | None = None
 
@@ -80,12 +84,14 @@ class Tally:
 
     def end(self) -> None:
         """Nobody listens any more, or nothing that was heard counts."""
+        self.doubt()
         self._beats.clear()
         self._tellers.clear()
-        self._heard, self._base, self._sound_s, self.is_listening = 0, None, None, False
+        self._heard, self.is_listening = 0, False
 
     def doubt(self) -> None:
         """Something that came was none of ours: nothing is known until the next beat comes back."""
+        self._highest = self.known
         self._base = self._sound_s = None
 
     def hear(self, teller: bytes, number: int) -> None:
@@ -96,22 +102,34 @@ class Tally:
         if len(self._tellers) > MAX_TELLERS:
             del self._tellers[next(iter(self._tellers))]
 
-    def note_told(self, count: int) -> None:
-        """Our own notice made the counter this."""
+    @property
+    def known(self) -> int:
+        """The counter is at least this, unless it went back: all that was heard was counted before."""
+        if self._base is None:
+            return self._highest
+        count, heard = self._base
+        return max(count + self._heard - heard, self._highest)
+
+    def note_told(self, count: int, known: int) -> Verdict:
+        """Our own notice made the counter this; `known` when it was sent."""
+        if is_new(count) or count <= known:
+            self.doubt()
+            return Verdict.BEHIND
         self._highest = max(self._highest, count)
+        return Verdict.WAITING
 
     @property
     def generation(self) -> int:
         """The generation of what is kept in Redis, as far as it is known."""
-        return generation_of(self._highest)
+        return generation_of(self.known)
 
     def ahead(self, count: int, unix_us: int) -> int:
         """Where a counter that is behind has to go: beyond all that was ever counted, into another generation."""
-        return max(unix_us if is_new(count) else 0, max(count, self._highest) + GENERATION)
+        return max(unix_us if is_new(count) else 0, max(count, self.known) + GENERATION)
 
     def send(self, beat: int, now_s: float) -> None:
         """A beat is sent now; numbers rise."""
-        self._beats[beat] = _Beat(now_s)
+        self._beats[beat] = _Beat(now_s, self.known)
         while len(self._beats) > MAX_BEATS:
             del self._beats[next(iter(self._beats))]
 
@@ -136,7 +154,7 @@ class Tally:
         for each in [each for each in self._beats if each <= number]:
             del self._beats[each]
         self._settled_s = max(self._settled_s, beat.sent_s)
-        if beat.count < max(FIRST_COUNT, self._highest):
+        if is_new(beat.count) or beat.count < beat.known:
             self.doubt()
             return Verdict.BEHIND
         before, self._base = self._base, (beat.count, beat.heard)
@@ -154,7 +172,4 @@ class Tally:
 
     def writes(self, now_s: float) -> int | None:
         """The counter as far as it is known here; None while it is not."""
-        if self._base is None or self.sound_s(now_s) is None:
-            return None
-        count, heard = self._base
-        return max(count + self._heard - heard, self._highest)
+        return None if self._base is None or self.sound_s(now_s) is None else self.known

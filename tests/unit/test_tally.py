@@ -59,7 +59,6 @@ def test_before_the_first_beat_nothing_is_known() -> None:
 )
 def test_a_beat_tells_whether_all_was_heard(heard: list[tuple[bytes, int]], counted: int, verdict: Verdict) -> None:
     tally = listening()
-    tally.note_told(FIRST_COUNT + 1) if verdict is Verdict.BEHIND else None
     for teller, number in heard:
         tally.hear(teller, number)
     assert beat(tally, 1, FIRST_COUNT + counted) is verdict
@@ -121,7 +120,7 @@ def test_writes_follow_what_is_heard_and_what_we_told() -> None:
     assert tally.writes(0.0) == FIRST_COUNT
     tally.hear(A, 1)
     assert tally.writes(0.0) == FIRST_COUNT + 1
-    tally.note_told(FIRST_COUNT + 3)
+    assert tally.note_told(FIRST_COUNT + 3, tally.known) is Verdict.WAITING
     assert tally.writes(0.0) == FIRST_COUNT + 3
     tally.end()
     assert tally.writes(0.0) is None
@@ -136,6 +135,26 @@ def test_a_counter_that_went_back_is_moved_beyond_all_that_was_counted(count: in
     assert generation_of(ahead) > generation_of(FIRST_COUNT + 10)
     assert beat(tally, 2, ahead) is Verdict.GAP
     assert beat(tally, 3, ahead) is Verdict.WHOLE
+
+
+def test_a_notice_of_ours_that_the_counter_did_not_pass_what_was_known_with_went_to_another_counter() -> None:
+    tally = listening(FIRST_COUNT + 10)
+    tally.hear(A, 1)
+    assert tally.known == FIRST_COUNT + 11
+    assert tally.note_told(FIRST_COUNT + 11, tally.known) is Verdict.BEHIND
+    assert tally.writes(0.0) is None
+    assert tally.known == FIRST_COUNT + 11
+
+
+def test_what_is_told_while_a_beat_is_under_way_makes_no_counter_go_back() -> None:
+    tally = listening()
+    tally.send(1, 1.0)
+    known = tally.known
+    assert tally.note_told(FIRST_COUNT + 2, known) is Verdict.WAITING
+    assert tally.note_told(FIRST_COUNT + 1, known) is Verdict.WAITING  # answers overtake each other
+    assert tally.note_beat(1) is Verdict.WAITING
+    assert tally.note_count(1, FIRST_COUNT) is Verdict.WHOLE
+    assert tally.writes(1.0) == FIRST_COUNT + 2
 
 
 def test_a_counter_that_nobody_set_is_set_to_the_time() -> None:
