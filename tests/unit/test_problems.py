@@ -13,6 +13,7 @@ from engram_sidecar.errors import (
     BadConfig,
     BadRequest,
     BreakerOpen,
+    CacheUnavailable,
     DeadlineExceeded,
     FailedDependency,
     Flaw,
@@ -58,7 +59,12 @@ ANSWERED = [
     (DeadlineExceeded("s1", "late"), 504, "deadline-exceeded"),
 ]
 # The first two end the start of the process, the third never leaves the pipeline.
-UNANSWERED = [BadConfig("/secret/path"), PortTaken("127.0.0.1", 7711), SlotMoved("s1")]
+UNANSWERED = [
+    BadConfig("/secret/path"),
+    PortTaken("127.0.0.1", 7711),
+    CacheUnavailable("no connection"),
+    SlotMoved("s1"),
+]
 
 
 def kinds(root: type[SidecarError]) -> Iterator[type[SidecarError]]:

@@ -1,0 +1,142 @@
+"""L2: the tenant's memories in its part of Redis, for all its sidecars, and results of its searches.
+
+    {role}:m:{generation}:{id}    a row as the shard stores it, or "" for a while after a write
+    {role}:s:{writes}:{digest}    what a search found while the counter of writes was this
+
+Promises
+1. Nothing is ever an error: whatever Redis does, it was not there, or was not put there.
+2. Nothing is read while the bulletin is not sound or owes a notice, and nothing is put there unless it was sound from
+   before the read until then, and the read took less than FILL_S: a tombstone outlives that.
+3. Of a tenant whose data are encrypted only sealed memories are put there, and nothing at all in the clear.
+4. A memory leaves it when it expires, by the clocks of Redis and of who reads.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engram_contract.slots import MemoryId
+from engram_sidecar.bulletin import Bulletin, key_of
+from engram_sidecar.cachedrow import BadRow, parse_row, write_row
+from engram_sidecar.errors import CacheUnavailable
+from engram_sidecar.records import EPOCH, Memory
+from engram_sidecar.redisdoor import Door
+from engram_sidecar.tally import generation_of
+
+FILL_S: Final = 5.0
+SEARCH_TTL_S: Final = 300
+MAX_VALUE_BYTES: Final = 1 << 20  # a larger one would hold up whoever asks Redis behind it
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What was known before a shard was asked; what it answered may be put into L2 with it."""
+
+    taken_s: float
+    writes: int
+    doubts: int
+
+
+class Remote:
+    """The door to what is shared. `ttl_s`: how long a memory may stay. `clock`: seconds since 1970.
+
+    `encrypts`: whether the tenant's data are to be encrypted.
+    """
+
+    def __init__(
+        self,
+        door: Door,
+        bulletin: Bulletin,
+        ttl_s: Callable[[], float],
+        encrypts: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._door = door
+        self._bulletin = bulletin
+        self._ttl_s = ttl_s
+        self._encrypts = encrypts
+        self._clock = clock
+        self.undecodable = 0
+        self.failures = 0
+
+    def ticket(self) -> Ticket | None:
+        """To be taken before L2 or a shard is asked; None while L2 is not to be used."""
+        writes = self._bulletin.writes
+        if writes is None or self._bulletin.is_owing:
+            return None
+        return Ticket(_now_s(), writes, self._bulletin.doubts)
+
+    async def get(self, ids: Sequence[MemoryId], ticket: Ticket) -> dict[MemoryId, Memory]:
+        """Those of the memories that are there, sealed as they are stored."""
+        found: dict[MemoryId, Memory] = {}
+        if not ids:
+            return found
+        for memory_id, data in zip(ids, await self._read([self._key(each, ticket) for each in ids]), strict=True):
+            memory = self._parsed(memory_id, data) if data else None
+            if memory is not None and (memory.expires is None or _unix_s(memory) > self._clock()):
+                found[memory_id] = memory
+        return found
+
+    async def fill(self, memories: Iterable[Memory], ticket: Ticket) -> None:
+        """The memories are there for all, if nothing was written since the ticket that says otherwise."""
+        for memory in memories:
+            left_s = self._ttl_s() if memory.expires is None else min(self._ttl_s(), _unix_s(memory) - self._clock())
+            if memory.sealed is None and self._encrypts():
+                continue
+            await self._put(self._key(memory.id, ticket), write_row(memory), left_s, ticket)
+
+    async def get_search(self, digest: str, ticket: Ticket) -> bytes | None:
+        """What `fill_search` put there under the digest, if nothing of the tenant was written since."""
+        [value] = await self._read([self._search_key(digest, ticket)])
+        return value
+
+    async def fill_search(self, digest: str, value: bytes, ticket: Ticket) -> None:
+        """The value is there for whoever asks before the next write. The caller has sealed what is to be sealed."""
+        await self._put(self._search_key(digest, ticket), value, SEARCH_TTL_S, ticket)
+
+    async def _read(self, keys: Sequence[str]) -> list[bytes | None]:
+        try:
+            return await self._door.mget(keys)
+        except CacheUnavailable:
+            self.failures += 1
+            return [None] * len(keys)
+
+    async def _put(self, key: str, value: bytes, ttl_s: float, ticket: Ticket) -> None:
+        if ttl_s * 1000 < 1 or len(value) > MAX_VALUE_BYTES or not self._holds(ticket):
+            return
+        try:
+            await self._door.fill(key, value, int(ttl_s * 1000))
+        except CacheUnavailable:
+            self.failures += 1
+
+    def _holds(self, ticket: Ticket) -> bool:
+        """Whether what was read under the ticket may be shown to others."""
+        now = self.ticket()
+        return now is not None and now.doubts == ticket.doubts and now.taken_s - ticket.taken_s < FILL_S
+
+    def _parsed(self, memory_id: MemoryId, data: bytes) -> Memory | None:
+        try:
+            memory = parse_row(data)
+        except BadRow:
+            memory = None
+        if memory is None or memory.id != memory_id:
+            self.undecodable += 1
+            return None
+        return memory
+
+    def _key(self, memory_id: MemoryId, ticket: Ticket) -> str:
+        return key_of(self._door.role, generation_of(ticket.writes), memory_id)
+
+    def _search_key(self, digest: str, ticket: Ticket) -> str:
+        return f"{self._door.role}:s:{ticket.writes:x}:{digest}"
+
+
+def _unix_s(memory: Memory) -> float:
+    """When the memory expires."""
+    assert memory.expires is not None  # noqa: S101  the callers asked
+    return (memory.expires - EPOCH).total_seconds()
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
