@@ -80,7 +80,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     _follow_map(in_force, floors, lookout)
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
-    replicas = Replicas(guard, lookout, store.renew, metrics.count_read)
+    replicas = Replicas(guard, lookout, store.renew, metrics.count_read, metrics.count_hedge)
     pipeline = Pipeline(replicas, in_force, vault, limits, world, settings.request_timeout_s)
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
