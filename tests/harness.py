@@ -36,7 +36,7 @@ from engram_contract.names import (
     TENANT_KIND,
     tenant_role,
 )
-from engram_contract.policy import Limits, Policy
+from engram_contract.policy import LOCAL_QUOTAS, Limits, Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
 from engram_contract.spec import TenantSpec
 from engram_operator.clients import postgres
@@ -188,7 +188,7 @@ async def create_tenant(
         await postgres.migrate(server.admin, database, ShardIdentity(CLUSTER, f"s{number}"))
         await postgres.apply_tenant(server.admin, database, role, PASSWORD)
         await postgres.publish_map(server.admin, f"s{number}", shard_map)
-    write_config(folder, shard_map, tenant_spec(name, **dict(spec or {})).policy())
+    write_config(folder, shard_map, tenant_spec(name, **dict(spec or {})).policy(LOCAL_QUOTAS))
     return Tenant(role, shard_map, folder, tuple(servers), database)
 
 

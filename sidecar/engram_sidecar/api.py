@@ -29,6 +29,7 @@ from engram_sidecar.etags import parse_tags, write_conditions
 from engram_sidecar.idempotency import Once, Write, parse_key
 from engram_sidecar.intake import Answered, Call, Intake, check_host, problem_response
 from engram_sidecar.ledger import Ledger
+from engram_sidecar.limiting import Limiter
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.openapi import openapi_document
 from engram_sidecar.patience import begin_request
@@ -51,6 +52,7 @@ from engram_sidecar.tracing import Tracer
 log = logging.getLogger(__name__)
 
 _SERVER_ERROR: Final = 500
+_RATE_LIMITED: Final = 429
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
 HEALTH: Final = "health"  # its 503 is an answer, and no failure to give one
 _GONE: Final = 499  # the caller left before the answer, as others note it too
@@ -71,12 +73,15 @@ class Watch:
 class Api:
     """Answers HTTP requests by a pipeline."""
 
-    def __init__(self, pipeline: Pipeline, ledger: Ledger, intake: Intake, in_force: InForce, watch: Watch) -> None:
+    def __init__(
+        self, pipeline: Pipeline, ledger: Ledger, intake: Intake, in_force: InForce, limiter: Limiter, watch: Watch
+    ) -> None:
         self._pipeline = pipeline
         self._ledger = ledger
         self._intake = intake
         self._limits = intake.limits
         self._in_force = in_force
+        self._limiter = limiter
         self._metrics = watch.metrics
         self._trail = watch.trail
         self._checkup = watch.checkup
@@ -116,6 +121,7 @@ class Api:
             check_host(request)
             call.read_session()
             operation, handler = self._route(call)
+            await self._limiter.admit(operation)
             response = await handler(call)
         except Answered as answered:
             response = answered.response
@@ -137,7 +143,7 @@ class Api:
         if call.parts:
             for each in call.parts:
                 self._trail.record(*each)
-        else:
+        elif response.status != _RATE_LIMITED:  # it touched nothing, and a flood of it would fill the audit
             self._trail.record(operation, response.status, call.subject)
         return response
 

@@ -31,6 +31,7 @@ from engram_sidecar.guard import Guard
 from engram_sidecar.intake import Intake
 from engram_sidecar.lag import watch_lag
 from engram_sidecar.ledger import Ledger
+from engram_sidecar.limiting import Limiter, NoDoor
 from engram_sidecar.listening import Port, listen
 from engram_sidecar.lookout import Lookout
 from engram_sidecar.pipeline import Pipeline, World
@@ -88,7 +89,8 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
     tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
-    api = Api(pipeline, ledger, intake, in_force, Watch(metrics, trail, checkup, tracer))
+    limiter = _limiter(in_force, metrics)
+    api = Api(pipeline, ledger, intake, in_force, limiter, Watch(metrics, trail, checkup, tracer))
     admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     presence = Presence(in_force, store, settings, metrics)
@@ -116,11 +118,18 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await checkup.close()
+        await asyncio.gather(checkup.close(), limiter.close())
         await trail.close()
         await gate.close()
         await store.close()
         await tracer.close()
+
+
+def _limiter(in_force: InForce, metrics: metrics_room.Metrics) -> Limiter:
+    """Who refuses requests beyond the tenant's rate; seen by the metrics."""
+    limiter = Limiter(in_force, NoDoor(), time.time, metrics.count_rate_limited)
+    metrics.watch_rate(lambda: limiter.is_alone)
+    return limiter
 
 
 def _note_refusal(metrics: metrics_room.Metrics, trail: Trail, memory_id: MemoryId, refusal: Refusal) -> None:

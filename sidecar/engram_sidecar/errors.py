@@ -17,11 +17,13 @@ SidecarError
 ├── KeyMissing           503: give the sidecar the key that the memory was encrypted with
 ├── SealBroken           500: the stored memory is not what was stored; somebody must look at the shard
 ├── QuotaExceeded        507: remove memories, or ask for a larger quota
+├── RateLimited          429: wait until the next second; nobody was asked
 ├── NodeRefused          503: the node answered, and will not do it; repeating it at once is of no use
 ├── BreakerOpen          503: the node failed again and again and is left alone; nobody was asked
 ├── Shed                 503: too many wait already; nobody was asked
 ├── OutcomeUnknown       503: the write may have happened; read before trying again
 ├── DeadlineExceeded     504: the time was over before an answer
+├── CacheUnavailable     never leaves the caches: go on without Redis
 └── SlotMoved            never leaves the pipeline: read the map anew and ask the new owner
 """
 
@@ -135,6 +137,14 @@ class QuotaExceeded(SidecarError):
         self.life = life
 
 
+class RateLimited(SidecarError):
+    """The tenant asked more than `limit` requests in this second."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the tenant's quota of {limit} requests a second is used up")
+        self.limit = limit
+
+
 class KeyMissing(SidecarError):
     """The keyring has not the key that data was encrypted with; `version` None: there is no keyring to encrypt with."""
 
@@ -184,6 +194,10 @@ class OutcomeUnknown(ShardUnavailable):
 
 class DeadlineExceeded(ShardUnavailable):
     """The shard did not answer in time."""
+
+
+class CacheUnavailable(SidecarError):
+    """Redis does not answer, or refuses. The message is short and holds no address and no secret."""
 
 
 class SlotMoved(SidecarError):

@@ -127,6 +127,14 @@ class Metrics:
         )
         for outcome in ("won", "lost"):
             self._hedged.labels(outcome)
+        self._rate_limited = Counter(
+            "engram_rate_limited", "Requests beyond the tenant's rate, which were refused.", registry=self.registry
+        )
+        self._is_alone = Gauge(
+            "engram_rate_limit_alone",
+            "1 while this sidecar counts its own requests only, as there is no Redis or it does not answer.",
+            registry=self.registry,
+        )
         self._replica_lags = Gauge(
             "engram_replica_lag_seconds",
             "At most so long ago was written what the replica lacks, of shards that are being read.",
@@ -184,6 +192,14 @@ class Metrics:
     def count_hedge(self, is_won: bool) -> None:  # noqa: FBT001  as who asks tells it
         """Counts a read that was asked of a second node."""
         self._hedged.labels("won" if is_won else "lost").inc()
+
+    def count_rate_limited(self) -> None:
+        """Counts a request that was refused for the tenant's rate."""
+        self._rate_limited.inc()
+
+    def watch_rate(self, is_alone: Callable[[], bool]) -> None:
+        """Asks at every scrape whether this sidecar counts requests alone."""
+        self._is_alone.set_function(lambda: float(is_alone()))
 
     def count_shed(self, kind: Kind) -> None:
         """Counts a question that was turned away."""

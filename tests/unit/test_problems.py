@@ -13,6 +13,7 @@ from engram_sidecar.errors import (
     BadConfig,
     BadRequest,
     BreakerOpen,
+    CacheUnavailable,
     DeadlineExceeded,
     FailedDependency,
     Flaw,
@@ -25,6 +26,7 @@ from engram_sidecar.errors import (
     PortTaken,
     PreconditionFailed,
     QuotaExceeded,
+    RateLimited,
     SealBroken,
     ShardReadOnly,
     ShardUnavailable,
@@ -47,6 +49,7 @@ ANSWERED = [
     (Unprocessable(Flaw("/x", "is wrong")), 422, "unprocessable"),
     (IdempotencyKeyReused(), 422, "idempotency-key-reused"),
     (FailedDependency("another"), 424, "failed-dependency"),
+    (RateLimited(10), 429, "rate-limited"),
     (KeyMissing(3), 503, "key-missing"),
     (SealBroken("authentication"), 500, "seal-broken"),
     (QuotaExceeded("s1", "memories", 100), 507, "quota-exceeded"),
@@ -58,7 +61,12 @@ ANSWERED = [
     (DeadlineExceeded("s1", "late"), 504, "deadline-exceeded"),
 ]
 # The first two end the start of the process, the third never leaves the pipeline.
-UNANSWERED = [BadConfig("/secret/path"), PortTaken("127.0.0.1", 7711), SlotMoved("s1")]
+UNANSWERED = [
+    BadConfig("/secret/path"),
+    PortTaken("127.0.0.1", 7711),
+    CacheUnavailable("no connection"),
+    SlotMoved("s1"),
+]
 
 
 def kinds(root: type[SidecarError]) -> Iterator[type[SidecarError]]:
