@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from engram_contract.policy import LOCAL_QUOTAS
 from engram_contract.shardmap import Node
 from engram_operator.clients import postgres
 from engram_sidecar.settings import Settings
@@ -71,7 +72,7 @@ async def with_members(tenant: Tenant, servers: tuple[RealServer, ...], folder: 
     members = tuple(Node(f"s0-{at}", each.admin.host, each.admin.port) for at, each in enumerate(servers))
     shard_map = replace(tenant.shard_map, shards=(replace(shard, members=members),), epoch=2)
     await postgres.publish_map(servers[0].admin, "s0", shard_map)
-    write_config(folder, shard_map, tenant_spec("bench", **PLAIN).policy())
+    write_config(folder, shard_map, tenant_spec("bench", **PLAIN).policy(LOCAL_QUOTAS))
     return folder
 
 

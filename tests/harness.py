@@ -9,10 +9,10 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import select
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,18 +38,19 @@ from engram_contract.names import (
     TENANT_KIND,
     tenant_role,
 )
-from engram_contract.policy import Limits, Policy
+from engram_contract.policy import LOCAL_QUOTAS, Limits, Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
 from engram_contract.spec import TenantSpec
 from engram_operator.clients import postgres
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.postgres import ShardIdentity
 from engram_sidecar.app import Sidecar, serving
-from engram_sidecar.config import Config
+from engram_sidecar.caches import Caches
+from engram_sidecar.config import Config, InForce
 from engram_sidecar.consistency import Floors
 from engram_sidecar.envelope import Drawer
 from engram_sidecar.recall import Recall
-from engram_sidecar.sealing import Sealer
+from engram_sidecar.sealing import Sealer, Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.writes import Rules
 
@@ -69,7 +70,8 @@ NO_CACHE: Final = Caching(local_entries=0)  # for those who look at what reaches
 
 def no_recall(config: Config) -> Recall:
     """A first cache level that keeps nothing: for those who count what reaches the shard."""
-    return Recall(Floors(), lambda: config.policy, Drawer(bytes(32)), time.time)
+    vault = Vault(lambda: config, os.urandom, lambda *_: None)
+    return Caches.create(InForce(config), vault, Floors(), Drawer(bytes(32))).recall
 
 
 @contextlib.contextmanager
@@ -203,7 +205,8 @@ async def create_tenant(  # noqa: PLR0913  each says one thing of the stage
         await postgres.migrate(server.admin, database, ShardIdentity(CLUSTER, f"s{number}"))
         await postgres.apply_tenant(server.admin, database, role, PASSWORD)
         await postgres.publish_map(server.admin, f"s{number}", shard_map)
-    write_config(folder, shard_map, tenant_spec(name, **dict(spec or {})).policy(cache=caching))
+    policy = tenant_spec(name, **dict(spec or {})).policy(LOCAL_QUOTAS, cache=caching)
+    write_config(folder, shard_map, policy)
     return Tenant(role, shard_map, folder, tuple(servers), database)
 
 

@@ -21,6 +21,7 @@ from engram_cli.server import SUPERUSER
 from engram_cli.state import LocalState, ShardRecord
 from engram_contract import names
 from engram_contract.credentials import Credentials, DataKey, Keyring
+from engram_contract.policy import LOCAL_QUOTAS
 from engram_contract.shardmap import BadMap, ShardMap
 from engram_contract.spec import ClusterSpec, TenantSpec
 from engram_operator.clients import postgres, tenancy
@@ -96,7 +97,8 @@ class Tenants:
                 record = self.state.shard(shard.id)
                 if record is not None:
                     await _through_the_fence(partial(postgres.publish_map, self._admin(record), record.id, shard_map))
-        write_atomic(folder / names.POLICY_FILE, spec.policy(cache=self.cluster.cache.caching).to_json() + "\n")
+        policy = spec.policy(LOCAL_QUOTAS, cache=self.cluster.cache.caching)
+        write_atomic(folder / names.POLICY_FILE, policy.to_json() + "\n")
         write_atomic(folder / names.MAP_FILE, shard_map.to_json() + "\n")
         return shard_map
 

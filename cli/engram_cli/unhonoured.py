@@ -51,6 +51,7 @@ HONOURED: Final = frozenset(
         "MemoryTenant.plan",
         "MemoryTenant.quota.memories",
         "MemoryTenant.quota.storage",
+        "MemoryTenant.quota.requestsPerSecond",  # what it says itself; a plan's rate is for a cluster
         "MemoryTenant.clusterRef",
         "MemoryTenant.isolation",
         "MemoryTenant.residency",
@@ -111,11 +112,6 @@ TENANT_GAPS: Final = (
         "memories are encrypted, and their keys lie beside them in the data directory: keys.json",
     ),
     TenantGap(("audit",), lambda spec: spec.audit.enabled, "no audit log is kept"),
-    TenantGap(
-        ("quota.requestsPerSecond",),
-        lambda spec: spec.quota.requests_per_second is not None,
-        "rates are not limited",
-    ),
     TenantGap(
         ("retention",),
         lambda spec: spec.retention_s > 0,

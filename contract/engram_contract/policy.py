@@ -9,7 +9,7 @@ Pure; standard library only. Source of the numbers: requirements 2.4, 2.5 and 4.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -133,7 +133,10 @@ def strictest(own_s: int, frameworks: Iterable[Framework]) -> Obligation:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a tenant may store and ask. Over it a write is refused; an update of an existing key still goes."""
+    """What a tenant may store and ask. Over it a write is refused; an update of an existing key still goes.
+
+    `requests_per_second` counts over all sidecars of the tenant; 0 is as many as come.
+    """
 
     memories: Annotated[int, _COUNT]
     storage_bytes: Annotated[int, _COUNT]
@@ -146,6 +149,11 @@ PLAN_QUOTAS: Final[Mapping[Plan, Quota]] = MappingProxyType(
         Plan.PRO: Quota(memories=1_000, storage_bytes=1_000_000_000, requests_per_second=100),
         Plan.ENTERPRISE: Quota(memories=10_000, storage_bytes=1_000_000_000, requests_per_second=1_000),
     }
+)
+
+# Local mode serves its own user: only a rate that a manifest asks for itself is kept.
+LOCAL_QUOTAS: Final[Mapping[Plan, Quota]] = MappingProxyType(
+    {plan: replace(quota, requests_per_second=0) for plan, quota in PLAN_QUOTAS.items()}
 )
 
 

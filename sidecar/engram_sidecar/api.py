@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from engram_contract.names import CONFIG_HEADER, IDEMPOTENCY_HEADER
+from engram_contract.names import CONFIG_HEADER
 from engram_contract.slots import MemoryId
 from engram_sidecar import reports, wire
 from engram_sidecar.audit import Trail, batch_parts
@@ -25,10 +25,11 @@ from engram_sidecar.batches import operation_count, outcome_document, parse_batc
 from engram_sidecar.checkup import Checkup
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, NotFound, PreconditionFailed, SidecarError, Unprocessable
-from engram_sidecar.etags import parse_tags, write_conditions
-from engram_sidecar.idempotency import Once, Write, parse_key
-from engram_sidecar.intake import Answered, Call, Intake, check_host, problem_response
+from engram_sidecar.etags import parse_tags
+from engram_sidecar.idempotency import Once, Write
+from engram_sidecar.intake import Answered, Call, Intake, check_host, conditions_of, once_of, problem_response
 from engram_sidecar.ledger import Ledger
+from engram_sidecar.limiting import Limiter
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.openapi import openapi_document
 from engram_sidecar.patience import begin_request
@@ -51,6 +52,7 @@ from engram_sidecar.tracing import Tracer
 log = logging.getLogger(__name__)
 
 _SERVER_ERROR: Final = 500
+_RATE_LIMITED: Final = 429
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
 HEALTH: Final = "health"  # its 503 is an answer, and no failure to give one
 _GONE: Final = 499  # the caller left before the answer, as others note it too
@@ -68,6 +70,14 @@ class Watch:
     tracer: Tracer
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a request passes before it is handled: the short way of what is kept, and the tenant's rate."""
+
+    shortcut: Shortcut
+    limiter: Limiter
+
+
 class Api:
     """Answers HTTP requests by a pipeline."""
 
@@ -76,7 +86,7 @@ class Api:
         pipeline: Pipeline,
         ledger: Ledger,
         intake: Intake,
-        shortcut: Shortcut,
+        doors: Doors,
         in_force: InForce,
         watch: Watch,
     ) -> None:
@@ -85,7 +95,8 @@ class Api:
         self._intake = intake
         self._limits = intake.limits
         self._in_force = in_force
-        self._shortcut = shortcut
+        self._shortcut = doors.shortcut
+        self._limiter = doors.limiter
         self._metrics = watch.metrics
         self._trail = watch.trail
         self._checkup = watch.checkup
@@ -129,6 +140,7 @@ class Api:
             check_host(request)
             call.read_session()
             operation, handler = self._route(call)
+            await self._limiter.admit(operation)
             response = await handler(call)
         except Answered as answered:
             response = answered.response
@@ -150,7 +162,7 @@ class Api:
         if call.parts:
             for each in call.parts:
                 self._trail.record(*each)
-        else:
+        elif response.status != _RATE_LIMITED:  # it touched nothing, and a flood of it would fill the audit
             self._trail.record(operation, response.status, call.subject)
         return response
 
@@ -183,7 +195,7 @@ class Api:
         draft = wire.parse_draft(body, self._limits)
         if draft.key is not None:
             raise Unprocessable(Flaw("/key", "a memory with a key is stored by PUT /v1/items"))
-        ids = await self._pipeline.ids_for(_once(call))
+        ids = await self._pipeline.ids_for(once_of(call))
         return await self._answer_put(call, Put(ids.new_id(draft), draft, Conditions(must_be_absent=True)))
 
     async def _get(self, call: Call) -> web.Response:
@@ -192,19 +204,19 @@ class Api:
 
     async def _put(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        conditions = _conditions(call.request)
+        conditions = conditions_of(call.request)
         memory_id = _path_id(call)
         draft = wire.parse_draft(await self._intake.json(call), self._limits)
         return await self._answer_put(call, Put(memory_id, draft, conditions))
 
     async def _patch(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        conditions = _conditions(call.request)
+        conditions = conditions_of(call.request)
         return await self._answer_patch(call, _path_id(call), conditions)
 
     async def _delete(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        return await self._answer_delete(call, Delete(_path_id(call), _conditions(call.request)))
+        return await self._answer_delete(call, Delete(_path_id(call), conditions_of(call.request)))
 
     # One memory, by name
 
@@ -213,7 +225,7 @@ class Api:
 
     async def _put_item(self, call: Call) -> web.Response:
         named = self._item_draft(call)
-        conditions = _conditions(call.request)
+        conditions = conditions_of(call.request)
         body = await self._intake.json(call)
         rest = wire.parse_draft(body, self._limits, without=("user", "namespace", "key"))
         draft = replace(rest, user=named.user, namespace=named.namespace, key=named.key)
@@ -221,10 +233,10 @@ class Api:
 
     async def _patch_item(self, call: Call) -> web.Response:
         memory_id = self._item_id(call)
-        return await self._answer_patch(call, memory_id, _conditions(call.request))
+        return await self._answer_patch(call, memory_id, conditions_of(call.request))
 
     async def _delete_item(self, call: Call) -> web.Response:
-        return await self._answer_delete(call, Delete(self._item_id(call), _conditions(call.request)))
+        return await self._answer_delete(call, Delete(self._item_id(call), conditions_of(call.request)))
 
     def _item_draft(self, call: Call) -> Draft:
         query = self._intake.query(call, ("user", "namespace", "key"), repeated=("namespace",))
@@ -258,7 +270,7 @@ class Api:
 
     async def _answer_put(self, call: Call, put: Put) -> web.Response:
         call.subject.is_put(put)
-        once = _once(call)
+        once = once_of(call)
         if once is not None:
             return await self._answer_once(call, put, once)
         return stored_response(put, await self._pipeline.put(put))
@@ -267,7 +279,7 @@ class Api:
         patch = await self._intake.json(call)
         if not isinstance(patch, dict):
             raise Unprocessable(Flaw("", "must be an object: a JSON merge patch"))
-        write, once = Patch(memory_id, patch, conditions), _once(call)
+        write, once = Patch(memory_id, patch, conditions), once_of(call)
         if once is not None:
             return await self._answer_once(call, write, once)
         hit = await self._pipeline.patch(write)
@@ -275,7 +287,7 @@ class Api:
         return stored_response(write, hit)
 
     async def _answer_delete(self, call: Call, delete: Delete) -> web.Response:
-        once = _once(call)
+        once = once_of(call)
         if once is not None:
             return await self._answer_once(call, delete, once)
         await self._pipeline.delete(delete)
@@ -325,7 +337,7 @@ class Api:
 
     async def _batch(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        document, once = await self._intake.json(call), _once(call)
+        document, once = await self._intake.json(call), once_of(call)
         ids = await self._pipeline.ids_for(once)
         with part("parse"):
             operations = await beside_loop(operation_count(document), lambda: parse_batch(document, self._limits, ids))
@@ -382,16 +394,3 @@ def _path_id(call: Call) -> MemoryId:
         raise NotFound(reason)
     call.subject.memory = memory_id
     return memory_id
-
-
-def _conditions(request: web.BaseRequest) -> Conditions:
-    return write_conditions(request.headers.getall("If-Match", []), request.headers.getall("If-None-Match", []))
-
-
-def _once(call: Call) -> Once | None:
-    """The request as one that is to happen once, if it carries a key. Its body, if it has one, was read."""
-    key = parse_key(call.request.headers.getall(IDEMPOTENCY_HEADER, []))
-    if key is None:
-        return None
-    tags = (",".join(call.request.headers.getall(name, [])) for name in ("If-Match", "If-None-Match"))
-    return Once(key, (call.request.method, call.request.rel_url.raw_path_qs, *tags, call.body_digest))

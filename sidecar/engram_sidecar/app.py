@@ -22,8 +22,9 @@ from engram_contract.policy import Limits
 from engram_contract.session import HOME_BYTES
 from engram_contract.slots import MemoryId
 from engram_sidecar import metrics as metrics_room
-from engram_sidecar.api import Api, Watch
+from engram_sidecar.api import Api, Doors, Watch
 from engram_sidecar.audit import Subject, Trail
+from engram_sidecar.caches import Caches
 from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.consistency import Floors
@@ -34,12 +35,12 @@ from engram_sidecar.guard import Guard
 from engram_sidecar.intake import Intake
 from engram_sidecar.lag import watch_lag
 from engram_sidecar.ledger import Ledger
+from engram_sidecar.limiting import Limiter
 from engram_sidecar.listening import Port, listen
 from engram_sidecar.lookout import Lookout
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.presence import Presence
 from engram_sidecar.problems import to_problem
-from engram_sidecar.recall import Recall
 from engram_sidecar.replicas import Replicas
 from engram_sidecar.resealing import Resealer
 from engram_sidecar.resources import Meter
@@ -47,7 +48,7 @@ from engram_sidecar.responses import health_response
 from engram_sidecar.routing import members, primary
 from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
-from engram_sidecar.shortcut import Shortcut
+from engram_sidecar.shortcut import Seen, Shortcut
 from engram_sidecar.sizes import Sizes
 from engram_sidecar.store import Store
 from engram_sidecar.tracing import Tracer
@@ -83,17 +84,18 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     _follow_map(in_force, floors, lookout)
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
-    replicas = Replicas(guard, lookout, store.renew, metrics.count_read)
-    recall = _recall(in_force, floors)
-    pipeline = Pipeline(replicas, in_force, vault, recall, limits, world)
+    replicas = Replicas(guard, lookout, store.renew, metrics.count_read, metrics.count_hedge)
+    caches = _caches(in_force, vault, floors)
+    pipeline = Pipeline(replicas, in_force, vault, caches.recall, limits, world)
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
     tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
-    shortcut = Shortcut(recall, floors, in_force, metrics, trail)
-    api = Api(pipeline, ledger, intake, shortcut, in_force, Watch(metrics, trail, checkup, tracer))
+    limiter = _limiter(in_force, caches, metrics)
+    doors = Doors(Shortcut(caches.recall, floors, limiter, in_force, Seen(metrics, trail)), limiter)
+    api = Api(pipeline, ledger, intake, doors, in_force, Watch(metrics, trail, checkup, tracer))
     admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     presence = Presence(in_force, store, settings, metrics)
@@ -104,6 +106,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         resealer.run,
         Sizes(ledger, metrics).run,
         lookout.run,
+        caches.bulletin.run,
         partial(watch_lag, metrics.observe_lag),
     )
     tasks = [asyncio.create_task(_kept_running(loop)) for loop in loops]
@@ -121,12 +124,26 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await recall.close()
-        await checkup.close()
+        await asyncio.gather(caches.close(), checkup.close(), limiter.close())
         await trail.close()
         await gate.close()
         await store.close()
         await tracer.close()
+
+
+def _caches(in_force: InForce, vault: Vault, floors: Floors) -> Caches:
+    """Both cache levels. What was read under another map, policy or keyring is not kept."""
+    caches = Caches.create(in_force, vault, floors, Drawer(os.urandom(KEY_BYTES)))
+    in_force.subscribe(caches.adopt)
+    caches.adopt(in_force.config)
+    return caches
+
+
+def _limiter(in_force: InForce, caches: Caches, metrics: metrics_room.Metrics) -> Limiter:
+    """Who refuses requests beyond the tenant's rate; seen by the metrics."""
+    limiter = Limiter(in_force, caches.door, time.time, metrics.count_rate_limited)
+    metrics.watch_rate(lambda: limiter.is_alone)
+    return limiter
 
 
 def _note_refusal(metrics: metrics_room.Metrics, trail: Trail, memory_id: MemoryId, refusal: Refusal) -> None:
@@ -181,14 +198,6 @@ def _follow_map(in_force: InForce, floors: Floors, lookout: Lookout) -> None:
 
     in_force.subscribe(take)
     take(in_force.config)
-
-
-def _recall(in_force: InForce, floors: Floors) -> Recall:
-    """The first cache level. What was read under another map, policy or keyring is not kept."""
-    recall = Recall(floors, lambda: in_force.config.policy, Drawer(os.urandom(KEY_BYTES)), time.time)
-    in_force.subscribe(lambda _: recall.adopt())
-    recall.adopt()
-    return recall
 
 
 class Admin:

@@ -1,6 +1,6 @@
 """A memory as bytes for the shared cache: the row as its shard stores it, so what is sealed stays sealed.
 
-    form (1 byte: 0 plain, 1 zstd) | MessagePack: the row's columns in order, times in microseconds since 1970
+    form (1 byte: 0 plain, 1 zstd) | MessagePack: the row's columns in order, times in Unix microseconds, position
 
 Promise: whatever bytes come in, `parse_row` gives a memory or BadRow, and never unpacks more than MAX_BYTES.
 Pure.
@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 import zstandard
 
+from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.records import EPOCH, Memory
 
@@ -47,14 +48,18 @@ class _Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     expires_us: int | None
     version: int
     sealed: bytes | None
+    shown: tuple[int, int] | None
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _DECODE: Final = msgspec.msgpack.Decoder(_Row).decode
 
 
-def write_row(memory: Memory) -> bytes:
-    """The memory as bytes. Of one that is sealed only the envelope goes along, not what stands beside it."""
+def write_row(memory: Memory, shown: Position | None = None) -> bytes:
+    """The memory as bytes. Of one that is sealed only the envelope goes along, not what stands beside it.
+
+    `shown`: nothing in it is later; None where its shard has no positions.
+    """
     plain = _ENCODE(
         _Row(
             VERSION, memory.id.slot, memory.id.uuid.bytes, memory.namespace, memory.key, memory.type, memory.user,
@@ -64,6 +69,7 @@ def write_row(memory: Memory) -> bytes:
             memory.importance, _us(memory.created), _us(memory.updated),
             None if memory.expires is None else _us(memory.expires),
             memory.version, memory.sealed,
+            None if shown is None else (shown.timeline, shown.lsn),
         )
     )  # fmt: skip
     if len(plain) > PACKED_BYTES:
@@ -73,17 +79,18 @@ def write_row(memory: Memory) -> bytes:
     return PLAIN + plain
 
 
-def parse_row(data: bytes) -> Memory:
-    """The memory that `write_row` wrote. Raises BadRow."""
+def parse_row(data: bytes) -> tuple[Memory, Position | None]:
+    """The memory that `write_row` wrote, and its position. Raises BadRow."""
     try:
         row = _DECODE(_unpacked(data))
         if row.version_of_form != VERSION:
             raise BadRow("of another version")
-        return Memory(
+        memory = Memory(
             MemoryId(row.slot, UUID(bytes=row.uuid)), row.namespace, row.key, row.type, row.user, row.agent,
             row.session, row.content, row.value, row.importance, _time(row.created_us), _time(row.updated_us),
             None if row.expires_us is None else _time(row.expires_us), row.version, row.sealed,
         )  # fmt: skip
+        return memory, None if row.shown is None else Position(*row.shown)
     except (msgspec.DecodeError, zstandard.ZstdError, ValueError, OverflowError) as error:
         raise BadRow(type(error).__name__) from None
 

@@ -41,13 +41,14 @@ class Source:
 
     `look`: what the replica that answered had reached before, None if the primary answered. `shown`: nothing in the
     answer is later, None where there are no positions. `behind_s`: it may lack what others wrote in the last so many
-    seconds.
+    seconds. `is_shared`: another sidecar asked, and put it where all find it (L2).
     """
 
     began_s: float
     look: Position | None = None
     shown: Position | None = None
     behind_s: float = 0.0
+    is_shared: bool = False
 
 
 class Floors:
@@ -133,9 +134,16 @@ class Session:
             return False
         if self.level is Level.EVENTUAL or not self._since_ms:
             return True
+        if source.is_shared:  # what its session wrote elsewhere may be on its way there
+            return False
         if source.look is None:
             return source.began_s * 1000 > self._since_ms
         return source.look.covers(self.floor(shard))
+
+    def position(self, shard: str) -> Position | None:
+        """How far this request came in the shard; None where that is not known, or there are no positions."""
+        position = self._answered.get(shard)
+        return None if position == UNKNOWN else position
 
     def met(self, source: Source | None = None) -> None:
         """The request wrote to a shard, or saw what came from this source."""

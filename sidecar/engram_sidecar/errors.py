@@ -17,6 +17,7 @@ SidecarError
 ├── KeyMissing           503: give the sidecar the key that the memory was encrypted with
 ├── SealBroken           500: the stored memory is not what was stored; somebody must look at the shard
 ├── QuotaExceeded        507: remove memories, or ask for a larger quota
+├── RateLimited          429: wait until the next second; nobody was asked
 ├── NodeRefused          503: the node answered, and will not do it; repeating it at once is of no use
 ├── BreakerOpen          503: the node failed again and again and is left alone; nobody was asked
 ├── Shed                 503: too many wait already; nobody was asked
@@ -134,6 +135,14 @@ class QuotaExceeded(SidecarError):
         self.what = what
         self.limit = limit
         self.life = life
+
+
+class RateLimited(SidecarError):
+    """The tenant asked more than `limit` requests in this second."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the tenant's quota of {limit} requests a second is used up")
+        self.limit = limit
 
 
 class KeyMissing(SidecarError):

@@ -4,8 +4,9 @@
 
 Promises
 1. A request has one deadline for all that it asks; it begins with the first question.
-2. A read is repeated within the budget. A write is only if its repetition does no harm (writes.is_repeatable), or if it
-carries an idempotency key; what a repetition cannot do is never said of the write: its outcome stays unknown.
+2. A read is repeated, or asked of two nodes, within the budget. A write is repeated only if that does no harm
+(writes.is_repeatable), or if it carries an idempotency key; what a repetition cannot do is never said of the write: its
+outcome stays unknown.
 """
 
 import asyncio
@@ -63,7 +64,20 @@ class Guard:
 
     async def read_once(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query, asked once, in half of the time that is left: another node can be asked then."""
-        patience, now_s = self._patience(place), _now_s()
+        return await self._in_half(self._patience(place), place, query, *args, timeout_s=timeout_s)
+
+    def may_hedge(self, shard: str) -> bool:
+        """True if a read of the shard that is late may be asked again elsewhere; it then counts as repeated."""
+        return self._resilience().retry_percent > 0 and self._budgets[shard].spend(_now_s())
+
+    async def read_beside(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
+        """The same as `read_once`, of a read that is asked elsewhere too: it is no further request."""
+        return await self._in_half(self._begun(), place, query, *args, timeout_s=timeout_s)
+
+    async def _in_half(
+        self, patience: Patience, place: Place, query: str, *args: object, timeout_s: float
+    ) -> list[Row]:
+        now_s = _now_s()
         half_s = min(timeout_s, (patience.by_s or now_s) - now_s) / 2
         return await self._gate.read(Patience(by_s=now_s + half_s), place, query, *args, timeout_s=half_s)
 
@@ -133,9 +147,13 @@ class Guard:
 
     def _patience(self, place: Place) -> Patience:
         """The request's, which begins if it has not; the question earns its part of a retry."""
-        tuned, now_s, patience = self._resilience(), _now_s(), of_request()
-        patience.begin(now_s, tuned.deadline_seconds, tuned.failover_seconds)
-        self._budgets[place.shard].earn(tuned.retry_percent, now_s)
+        self._budgets[place.shard].earn(self._resilience().retry_percent, _now_s())
+        return self._begun()
+
+    def _begun(self) -> Patience:
+        """The request's, which begins if it has not."""
+        tuned, patience = self._resilience(), of_request()
+        patience.begin(_now_s(), tuned.deadline_seconds, tuned.failover_seconds)
         return patience
 
     async def _pause(

@@ -20,8 +20,11 @@ from engram_sidecar import jsontext
 from engram_sidecar.audit import Subject
 from engram_sidecar.consistency import Floors, Session, begin_session
 from engram_sidecar.errors import BadRequest, Flaw, TooLarge, Unprocessable
+from engram_sidecar.etags import write_conditions
+from engram_sidecar.idempotency import Once, parse_key
 from engram_sidecar.patience import of_request
 from engram_sidecar.problems import Problem, problem
+from engram_sidecar.records import Conditions
 from engram_sidecar.timing import part
 from engram_sidecar.wire import encode
 
@@ -173,3 +176,17 @@ def check_host(request: web.BaseRequest) -> None:
     if name.lower() not in _LOOPBACK:
         wrong = problem(421, "misdirected", "Engram answers on loopback only", "the Host header must be localhost")
         raise Answered(problem_response(wrong))
+
+
+def conditions_of(request: web.BaseRequest) -> Conditions:
+    """If-Match and If-None-Match of a write. Raises BadRequest."""
+    return write_conditions(request.headers.getall("If-Match", []), request.headers.getall("If-None-Match", []))
+
+
+def once_of(call: Call) -> Once | None:
+    """The request as one that is to happen once, if it carries a key. Its body, if it has one, was read."""
+    key = parse_key(call.request.headers.getall(IDEMPOTENCY_HEADER, []))
+    if key is None:
+        return None
+    tags = (",".join(call.request.headers.getall(name, [])) for name in ("If-Match", "If-None-Match"))
+    return Once(key, (call.request.method, call.request.rel_url.raw_path_qs, *tags, call.body_digest))

@@ -85,8 +85,7 @@ class Lookout:
             return None
         watched.read_s = now_s = _now_s()
         self._woken.set()
-        floor = None if session.level is Level.EVENTUAL else session.floor(shard)
-        wanted, standing = Wanted(session.epoch, floor, self._bound_s()), watched.standing
+        wanted, standing = self._wanted(shard, session), watched.standing
         names = standing.eligible(wanted, now_s)
         for _ in range(FRESH_LOOKS):
             if names or (near := standing.nearest(wanted, now_s)) is None:
@@ -94,13 +93,22 @@ class Lookout:
             await self._look(watched, near, FRESH_S)
             now_s = _now_s()
             names = standing.eligible(wanted, now_s)
-        if not names:
+        return _chosen(watched, names, now_s)
+
+    def choose_other(self, shard: str, session: Session, asked: Chosen) -> Chosen | None:
+        """Another replica to ask for the same as `asked`, of those of which it is known now that they may answer."""
+        watched = self._shards.get(shard)
+        if watched is None:
             return None
-        name = min(drawn(names, 2), key=watched.latency_s.__getitem__)
-        return Chosen(watched.places[name], standing.look_at(name), standing.behind_s(name, now_s) or 0.0)
+        names = watched.standing.eligible(self._wanted(shard, session), _now_s())
+        return _chosen(watched, [name for name in names if name != asked.place.node.name], _now_s())
+
+    def _wanted(self, shard: str, session: Session) -> Wanted:
+        floor = None if session.level is Level.EVENTUAL else session.floor(shard)
+        return Wanted(session.epoch, floor, self._bound_s())
 
     def observe(self, place: Place, seconds: float) -> None:
-        """A replica answered a read in this time: of two the faster one is asked."""
+        """A replica answered a read in this time, or was not waited for any longer: of two the faster one is asked."""
         watched = self._shards.get(place.shard)
         if watched is not None and place.node.name in watched.latency_s:
             moving_s = watched.latency_s[place.node.name] or seconds
@@ -133,6 +141,14 @@ class Lookout:
         else:
             look = Look(row["is_replica"], row["timeline"], row["lsn"], row["epoch"] or 0, asked_s)
             watched.standing.take(name, look)
+
+
+def _chosen(watched: _Watched, names: list[str], now_s: float) -> Chosen | None:
+    """The faster one of two of these; None of none."""
+    if not names:
+        return None
+    name = min(drawn(names, 2), key=watched.latency_s.__getitem__)
+    return Chosen(watched.places[name], watched.standing.look_at(name), watched.standing.behind_s(name, now_s) or 0.0)
 
 
 def _now_s() -> float:

@@ -123,6 +123,22 @@ class Metrics:
             "engram_reads", "Questions that a replica might answer, by who was asked.", ("source", "consistency"),
             registry=self.registry,
         )  # fmt: skip
+        self._hedged = Counter(
+            "engram_hedged_reads",
+            "Reads that were late and asked of a second node: won if that answered first.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in ("won", "lost"):
+            self._hedged.labels(outcome)
+        self._rate_limited = Counter(
+            "engram_rate_limited", "Requests beyond the tenant's rate, which were refused.", registry=self.registry
+        )
+        self._is_alone = Gauge(
+            "engram_rate_limit_alone",
+            "1 while this sidecar counts its own requests only, as there is no Redis or it does not answer.",
+            registry=self.registry,
+        )
         self._replica_lags = Gauge(
             "engram_replica_lag_seconds",
             "At most so long ago was written what the replica lacks, of shards that are being read.",
@@ -176,6 +192,18 @@ class Metrics:
     def count_read(self, is_by_replica: bool, level: Level) -> None:  # noqa: FBT001  as who asks tells it
         """Counts a read by who was asked for it."""
         self._reads.labels("replica" if is_by_replica else "primary", level.value).inc()
+
+    def count_hedge(self, is_won: bool) -> None:  # noqa: FBT001  as who asks tells it
+        """Counts a read that was asked of a second node."""
+        self._hedged.labels("won" if is_won else "lost").inc()
+
+    def count_rate_limited(self) -> None:
+        """Counts a request that was refused for the tenant's rate."""
+        self._rate_limited.inc()
+
+    def watch_rate(self, is_alone: Callable[[], bool]) -> None:
+        """Asks at every scrape whether this sidecar counts requests alone."""
+        self._is_alone.set_function(lambda: float(is_alone()))
 
     def count_shed(self, kind: Kind) -> None:
         """Counts a question that was turned away."""

@@ -14,6 +14,7 @@ from engram_contract.policy import Limits
 from engram_contract.session import MAX_CHARS, TOKEN_PATTERN
 from engram_sidecar.consistency import Level
 from engram_sidecar.openapi_schemas import ID_PATTERN, Schema, ref, schemas, text, write_members
+from engram_sidecar.rates import UNCOUNTED
 from engram_sidecar.reports import DEFAULT_AUDIT_ENTRIES, MAX_AUDIT_ENTRIES
 
 _HEADERS: Final = {
@@ -32,6 +33,10 @@ _HEADERS: Final = {
     },
 }
 
+_RETRY_AFTER: Final = {
+    "description": "Seconds after which it is worth trying again, where that is known.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 
 _SESSION: Final = [
     {
@@ -90,9 +95,12 @@ def _operation(
                 "description": "The write was done before, under the same key.", "schema": {"const": "true"}
             }  # fmt: skip
         responses[str(status)] = described
-    for status in (*problems, 403, 421, 500, 503, 504):
+    limited = () if operation_id in UNCOUNTED else (429,)
+    for status in (*problems, *limited, 403, 421, 500, 503, 504):
         empty: Schema = {"description": "Problem", "headers": dict(_HEADERS), "content": {}}
         responses.setdefault(str(status), empty)["content"]["application/problem+json"] = {"schema": ref("Problem")}
+    for waited in {"429", "503"} & responses.keys():
+        responses[waited]["headers"] |= {"Retry-After": _RETRY_AFTER}
     asked = [*parameters, *_SESSION]
     return {"operationId": operation_id, "summary": summary, "responses": responses, "parameters": asked, **members}
 

@@ -156,7 +156,7 @@ class Pipeline:
         async def attempt(shard_map: ShardMap) -> tuple[Memory | None, str]:
             place = routing.place_to_read(shard_map, memory_id.slot)
             [memory] = await fetch_memories(self._reader(place), place, [Get(memory_id)])
-            return None if memory is None else await self._vault.sealer.open(memory), place.shard
+            return memory, place.shard
 
         recalled = await self._recall.get(memory_id, partial(self._with_map, attempt))
         if not recalled.tag:

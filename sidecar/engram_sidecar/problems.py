@@ -18,6 +18,7 @@ from engram_sidecar.errors import (
     OutcomeUnknown,
     PreconditionFailed,
     QuotaExceeded,
+    RateLimited,
     SealBroken,
     ShardReadOnly,
     ShardUnavailable,
@@ -39,6 +40,7 @@ _TABLE: Final[tuple[tuple[type[SidecarError], int, str, str], ...]] = (
     (Unprocessable, 422, "unprocessable", "Members of the request are wrong"),
     (IdempotencyKeyReused, 422, "idempotency-key-reused", "The idempotency key is another request's"),
     (FailedDependency, 424, "failed-dependency", "Another operation on the same shard failed"),
+    (RateLimited, 429, "rate-limited", "The tenant asks more than its quota of requests"),
     (SealBroken, 500, "seal-broken", "The stored memory is not what was sealed for it"),
     (KeyMissing, 503, "key-missing", "The tenant's keyring lacks a key"),
     (QuotaExceeded, 507, "quota-exceeded", "The tenant's quota is used up"),
@@ -50,6 +52,7 @@ _TABLE: Final[tuple[tuple[type[SidecarError], int, str, str], ...]] = (
     (ShardUnavailable, 503, "shard-unavailable", "The memory's shard does not answer"),
 )
 _KEYS_RETRY_S: Final = 5  # within that a sidecar has read a keyring that was mended
+_RATE_RETRY_S: Final = 1  # the next second has a rate of its own
 _IN_USE_RETRY_S: Final = 1  # a write takes milliseconds; what takes longer waits for a node
 _INTERNAL: Final = (500, "internal", "Engram failed")
 
@@ -89,6 +92,8 @@ def to_problem(error: BaseException) -> Problem:
             found.document.update(agent=error.agent, service_account=error.service_account)
         case QuotaExceeded():
             found.document.update(quota=error.what, limit=error.limit)
+        case RateLimited():
+            found.document.update(quota="requests_per_second", limit=error.limit)
         case SealBroken():
             found.document["reason"] = error.reason
         case KeyMissing():
@@ -107,6 +112,8 @@ def _headers(error: BaseException) -> dict[str, str]:
             return {"Retry-After": str(error.retry_after_s)}
         case KeyMissing():
             return {"Retry-After": str(_KEYS_RETRY_S)}
+        case RateLimited():
+            return {"Retry-After": str(_RATE_RETRY_S)}
         case IdempotencyKeyInUse():
             return {"Retry-After": str(_IN_USE_RETRY_S)}
         case _:

@@ -1,6 +1,6 @@
 """Reads by id, answered from what was read before where that is exact enough; and what a write makes of what is kept.
 
-    get    kept here? --no--> one load for all who ask meanwhile --> the shard --> kept --> each of them
+    get    kept here? --no--> one load for all who ask meanwhile --> in L2? --no--> the shard --> kept --> each of them
     write  begin: the entry goes, no fill stands --> the shard --> end: it goes again, the other sidecars are told
 
 Promises
@@ -11,29 +11,36 @@ last beat, else the time since the answer was read, and then nothing older than 
 3. Where the shard does not answer, what is kept is shown up to the policy's bound on staleness, and said to be stale.
 4. After a write whose outcome is unknown nothing of the memory is kept for DOUBT_S: it may still happen.
 5. What is kept of a tenant that encrypts is ciphertext, under a key of this process.
+6. What a replica answered is kept only if it had reached all that was written here, and all that others told of.
 
 Source: RFC 9211 (Cache-Status); RFC 5861, section 4 (stale-if-error).
 """
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from math import inf
 from typing import Final
 
 from engram_contract.policy import Policy
+from engram_contract.session import Position
 from engram_contract.slots import MemoryId
+from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.cache import Cache, CacheView, Ticket
 from engram_sidecar.chance import jittered
 from engram_sidecar.consistency import Floors, Level, Session, Source, begin_session, session_of_request
 from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import OutcomeUnknown, ShardUnavailable, SidecarError
+from engram_sidecar.loads import Loads
 from engram_sidecar.patience import begin_request
 from engram_sidecar.records import Memory
+from engram_sidecar.remote import Remote
+from engram_sidecar.remote import Ticket as Shared
 from engram_sidecar.wire import encode, memory_document
 
 LONE_S: Final = 3.0  # so long what was read is shown while nobody tells what others write
@@ -68,9 +75,10 @@ class Recalled:
 
 @dataclass(slots=True)
 class Writing:
-    """Writes under way. `is_unknown`: nobody knows whether they happened."""
+    """Writes under way, and what came of them. `is_unknown`: nobody knows whether they happened."""
 
     is_unknown: bool = False
+    may_have_happened: bool = True
 
 
 @dataclass(slots=True)
@@ -80,10 +88,21 @@ class Count:
     hits: int = 0
     stale: int = 0
     misses: int = 0
-    shared: int = 0  # of the misses: those that another request's load answered
+    collapsed: int = 0  # of the misses: those that another request's load answered
 
 
+# Asks the shard: the memory as it is stored, None if there is none, and the shard's id.
 Load = Callable[[], Awaitable[tuple[Memory | None, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is kept by: the policy in force, which shard has a memory, and what opens one that is sealed."""
+
+    policy: Callable[[], Policy]
+    shard_of: Callable[[MemoryId], str]
+    opened: Callable[[Memory], Awaitable[Memory]]
+    unix_s: Callable[[], float]
 
 
 def key_of(memory_id: MemoryId) -> bytes:
@@ -94,18 +113,17 @@ def key_of(memory_id: MemoryId) -> bytes:
 class Recall:
     """The first cache level of one tenant. Moments are on the loop's clock; `unix_s` is Unix time."""
 
-    def __init__(
-        self, floors: Floors, policy: Callable[[], Policy], drawer: Drawer, unix_s: Callable[[], float]
-    ) -> None:
+    def __init__(self, floors: Floors, rules: Rules, drawer: Drawer, bulletin: Bulletin, remote: Remote) -> None:
         self.count = Count()
         self._floors = floors
-        self._policy = policy
+        self._rules = rules
         self._drawer = drawer
-        self._unix_s = unix_s
+        self._bulletin = bulletin
+        self._remote = remote
         self._cache: Cache[bytes, Kept] = Cache(0, 0)
-        self._loads: dict[bytes, asyncio.Task[Recalled]] = {}
-        self._under_way: Counter[bytes] = Counter()
-        self._refreshes: set[asyncio.Task[Recalled]] = set()
+        self._loads = Loads[Recalled]()
+        self._heard: dict[str, Position] = {}  # where others wrote
+        self._unheard_until_s: dict[str, float] = {}
 
     @property
     def view(self) -> CacheView:
@@ -114,30 +132,41 @@ class Recall:
 
     def adopt(self) -> None:
         """Another map, policy or keyring: nothing is kept of before."""
-        caching = self._policy().cache
+        caching = self._rules.policy().cache
         self._cache.resize(caching.local_capacity_bytes, caching.local_entries)
         self.flush()
 
     def flush(self) -> None:
         """Nothing is kept, and no load under way is."""
         self._cache.flush()
-        self._loads.clear()
+        self._loads.part_all()
+
+    def heard(self, shard: str, ids: Sequence[MemoryId] | None, position: Position | None) -> None:
+        """It was told that these memories were written, None: any of the shard's."""
+        if ids is None:
+            self.flush()
+        for memory_id in ids or ():
+            key = key_of(memory_id)
+            self._cache.drop(key)
+            self._loads.part(key)
+        if position is not None:
+            self._heard[shard] = max(position, self._heard.get(shard, position))
+        elif shard in self._floors:
+            self._unheard_until_s[shard] = _now_s() + self._rules.policy().resilience.staleness_seconds
 
     async def close(self) -> None:
         """Ends what is read beside requests."""
-        for task in self._refreshes:
-            task.cancel()
-        await asyncio.gather(*self._refreshes, return_exceptions=True)
+        await self._loads.close()
 
     # Reads
 
     async def get(self, memory_id: MemoryId, load: Load) -> Recalled:
         """What is kept, or else loaded. Raises what `load` raises, if nothing may be shown in its stead."""
         key, session = key_of(memory_id), session_of_request()
-        if (recalled := self.find(key, session, load)) is not None:
+        if (recalled := self._find(memory_id, key, session, load)) is not None:
             return recalled
         try:
-            recalled = await self._loaded(key, session, load)
+            recalled = await self._loaded(memory_id, session, load)
         except ShardUnavailable:
             recalled = self._stale(key, session)
             if recalled is None:
@@ -146,7 +175,7 @@ class Recall:
         self.count.misses += 1
         return _shown(recalled, session)
 
-    def find(self, key: bytes, session: Session, load: Load) -> Recalled | None:
+    def _find(self, memory_id: MemoryId, key: bytes, session: Session, load: Load) -> Recalled | None:
         """What is kept, if it is fresh and the session may take it. Shortly before its end it is loaded again."""
         now_s = _now_s()
         kept = self._cache.get(key, now_s)
@@ -161,7 +190,7 @@ class Recall:
             session.cached("fwd=request")
             return None
         if self._is_due(kept, age_s, now_s):
-            self._refresh(key, load)
+            self._refresh(memory_id, load)
         session.cached(f"hit{ttl(kept.fresh_until_s - now_s)}")
         session.is_as_old_as(age_s)
         return _shown(Recalled(self.hit(key, kept), kept.tag, kept.shard, kept.source), session)
@@ -190,7 +219,7 @@ class Recall:
         if kept is None or not session.may_take(kept.shard, kept.source):
             return None
         age_s = self._age_s(kept, now_s)
-        if age_s > self._policy().resilience.staleness_seconds:
+        if age_s > self._rules.policy().resilience.staleness_seconds:
             return None
         self.count.stale += 1
         session.cached("hit; ttl=-1; detail=stale")
@@ -198,45 +227,48 @@ class Recall:
         body = self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
         return _shown(Recalled(body, kept.tag, kept.shard, kept.source), session)
 
-    async def _loaded(self, key: bytes, session: Session, load: Load) -> Recalled:
-        """What the shard says, asked once for all who see the same and ask meanwhile."""
+    async def _loaded(self, memory_id: MemoryId, session: Session, load: Load) -> Recalled:
+        """What L2 or the shard says, asked once for all who see the same and ask meanwhile."""
         if not session.is_plain:
-            return await self._load(key, load)
+            return await self._load(memory_id, load)
+        key = key_of(memory_id)
         if key in self._loads:
-            self.count.shared += 1
+            self.count.collapsed += 1
             session.cached("fwd=uri-miss; collapsed")
-        return await asyncio.shield(self._begin(key, load))
+        return await asyncio.shield(self._loads.join(key, partial(self._load, memory_id, load)))
 
-    def _begin(self, key: bytes, load: Load, context: Context | None = None) -> "asyncio.Task[Recalled]":
-        """The load of the key that is under way, or a new one, of the request that this task answers."""
-        task = self._loads.get(key)
-        if task is None:
-            task = self._loads[key] = asyncio.create_task(self._load(key, load), context=context)
-            task.add_done_callback(lambda done: self._ended(key, done))
-        return task
-
-    def _ended(self, key: bytes, task: "asyncio.Task[Recalled]") -> None:
-        if self._loads.get(key) is task:
-            del self._loads[key]
-        if not task.cancelled():
-            task.exception()  # whoever waited was told; who left is not concerned
-
-    async def _load(self, key: bytes, load: Load) -> Recalled:
-        ticket, session, began_s = self._cache.ticket(key), session_of_request(), _now_s()
-        session.source = None
-        self._under_way[key] += 1
-        try:
-            memory, shard = await load()
-        finally:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
-                del self._under_way[key]
-        source = session.answered_by(Source(began_s))
+    async def _load(self, memory_id: MemoryId, load: Load) -> Recalled:
+        key, session = key_of(memory_id), session_of_request()
+        ticket, shared, began_s = self._cache.ticket(key), self._remote.ticket(), _now_s()
+        with self._loads.under_way(key):
+            found = None
+            # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
+            if shared is not None and session.is_plain and not self._loads.was_asked(key, began_s):
+                found = await self._from_remote(memory_id, shared, began_s)
+            if found is None:
+                session.source = None
+                stored, shard = await load()
+                found = stored, shard, session.answered_by(Source(began_s))
+                self._loads.note_asked(key, _now_s())
+            memory = None if found[0] is None else await self._rules.opened(found[0])
+        stored, shard, source = found
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
         recalled = Recalled(body, tag, shard, source)
-        if self._wins(key, recalled, ticket):
+        if self._wins(key, recalled, ticket) and self._may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
+            if stored is not None and shared is not None and not source.is_shared:
+                self._loads.go_on_beside(asyncio.create_task(self._remote.fill(stored, source.shown, shared)))
         return recalled
+
+    async def _from_remote(
+        self, memory_id: MemoryId, shared: Shared, began_s: float
+    ) -> tuple[Memory | None, str, Source] | None:
+        """What L2 has, None if nothing that may be shown."""
+        found, shard = await self._remote.get(memory_id, shared), self._rules.shard_of(memory_id)
+        if found is None or (found[1] is None and shard in self._floors):
+            return None
+        session_of_request().cached("fwd=uri-miss; detail=shared")
+        return found[0], shard, Source(began_s, None, found[1], is_shared=True)
 
     def _wins(self, key: bytes, recalled: Recalled, ticket: Ticket) -> bool:
         """Whether this answer is to be kept: not if it may be older than one that was shown meanwhile.
@@ -247,61 +279,70 @@ class Recall:
         """
         is_valid, kept = self._cache.ticket(key) == ticket, self._cache.get(key, _now_s())
         order = 0 if kept is None or kept.tag == recalled.tag else _order(recalled.tag, kept.tag)
-        if order is None or order > 0 or (order == 0 and key in self._under_way):
+        if order is None or order > 0 or (order == 0 and self._loads.is_under_way(key)):
             self._cache.drop(key)
-            self._loads.pop(key, None)
+            self._loads.part(key)
         return is_valid and order is not None and order >= 0
 
+    def _may_keep(self, shard: str, source: Source) -> bool:
+        """Not what a replica said that may lack what was written here or what others told."""
+        if source.look is None:
+            return True
+        heard = self._heard.get(shard)
+        is_told = heard is None or source.look.covers(heard)
+        is_told = is_told and _now_s() >= self._unheard_until_s.get(shard, 0.0)
+        return is_told and source.look.covers(self._floors.of(shard))
+
     def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
-        """Keeps it, unless its replica may lack what was written here or what others told."""
-        source, policy, now_s = recalled.source, self._policy(), _now_s()
-        if source.look is not None and not source.look.covers(self._floors.of(recalled.shard)):
-            return
-        until_s = source.began_s + (jittered(policy.cache.local_ttl_s, JITTER_RATIO) or inf)
+        policy, now_s = self._rules.policy(), _now_s()
+        until_s = recalled.source.began_s + (jittered(policy.cache.local_ttl_s, JITTER_RATIO) or inf)
         last_s = until_s + policy.resilience.staleness_seconds
         if expires is not None:
-            last_s = min(last_s, now_s + expires.timestamp() - self._unix_s())
+            last_s = min(last_s, now_s + expires.timestamp() - self._rules.unix_s())
         is_sealed = policy.encryption and bool(recalled.body)
         body = self._drawer.seal(key, recalled.body) if is_sealed else recalled.body
-        kept = Kept(body, recalled.tag, recalled.shard, source, min(until_s, last_s), is_sealed)
+        kept = Kept(body, recalled.tag, recalled.shard, recalled.source, min(until_s, last_s), is_sealed)
         self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, self._cache.ticket(key), now_s)
 
-    def _refresh(self, key: bytes, load: Load) -> None:
-        """Loads the key beside the request, for whoever asks next."""
-        if key in self._loads:
-            return
-        context = Context()
-        context.run(begin_request)
-        context.run(begin_session, self._floors)
-        task = self._begin(key, load, context)
-        self._refreshes.add(task)
-        task.add_done_callback(self._refreshes.discard)
+    def _refresh(self, memory_id: MemoryId, load: Load) -> None:
+        """Loads the memory beside the request, for whoever asks next."""
+        key = key_of(memory_id)
+        if key not in self._loads:
+            context = Context()
+            context.run(begin_request)
+            context.run(begin_session, self._floors)
+            load_again = partial(self._load, memory_id, load)
+            self._loads.go_on_beside(self._loads.join(key, load_again, context))
 
     def _age_s(self, kept: Kept, now_s: float) -> float:
-        """At most so long ago was written what it lacks."""
-        return now_s - kept.source.began_s + kept.source.behind_s
+        """At most so long ago was written what it lacks: what was told before the last beat would have dropped it."""
+        current_s = max(kept.source.began_s - kept.source.behind_s, self._bulletin.sound_s or 0.0)
+        return max(now_s - current_s, 0.0)
 
     def _bound_s(self, session: Session) -> float:
-        bound_s = self._policy().resilience.staleness_seconds
+        bound_s = self._rules.policy().resilience.staleness_seconds
         return min(LONE_S, bound_s) if session.level is Level.EVENTUAL else LONE_S
 
     def _is_due(self, kept: Kept, age_s: float, now_s: float) -> bool:
         """Whether it is to be loaded again, as its end is near."""
-        return now_s > kept.fresh_until_s - self._policy().cache.local_ttl_s * REFRESH_RATIO or age_s > LONE_REFRESH_S
+        return (
+            now_s > kept.fresh_until_s - self._rules.policy().cache.local_ttl_s * REFRESH_RATIO
+            or age_s > LONE_REFRESH_S
+        )
 
     # Writes
 
     @asynccontextmanager
     async def writing(self, ids: Sequence[MemoryId]) -> AsyncIterator[Writing]:
-        """The block writes these memories: what is kept of them goes, now and when it has ended."""
+        """The block writes these memories: what is kept of them goes, now and when it has ended; others are told."""
         keys, writing = [key_of(each) for each in ids], Writing()
         for key in keys:
             self._cache.begin(key)
-            self._loads.pop(key, None)
+            self._loads.part(key)
         try:
             yield writing
         except SidecarError as failure:
-            writing.is_unknown = isinstance(failure, OutcomeUnknown)
+            writing.is_unknown = writing.may_have_happened = isinstance(failure, OutcomeUnknown)
             raise
         except BaseException:
             writing.is_unknown = True
@@ -310,7 +351,18 @@ class Recall:
             until_s = _now_s() + DOUBT_S if writing.is_unknown else None
             for key in keys:
                 self._cache.end(key, until_s)
-                self._loads.pop(key, None)
+                self._loads.part(key)
+            if writing.may_have_happened:
+                await self._tell(ids)
+
+    async def _tell(self, ids: Sequence[MemoryId]) -> None:
+        """The other sidecars know. Whoever leaves meanwhile leaves the rest to the bulletin."""
+        by_shard: defaultdict[str, list[MemoryId]] = defaultdict(list)
+        for memory_id in ids:
+            by_shard[self._rules.shard_of(memory_id)].append(memory_id)
+        session = session_of_request()
+        for shard, written in by_shard.items():
+            await self._bulletin.tell(shard, written, session.position(shard))
 
 
 def _shown(recalled: Recalled, session: Session) -> Recalled:

@@ -12,10 +12,11 @@ Promises
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin, key_of
 from engram_sidecar.cachedrow import BadRow, parse_row, write_row
@@ -26,6 +27,7 @@ from engram_sidecar.tally import generation_of
 
 FILL_S: Final = 5.0
 SEARCH_TTL_S: Final = 300
+KEPT_S: Final = 30 * 86_400  # a time of 0 is until Redis evicts it; what nobody asks for in a month goes
 MAX_VALUE_BYTES: Final = 1 << 20  # a larger one would hold up whoever asks Redis behind it
 
 
@@ -57,6 +59,8 @@ class Remote:
         self._ttl_s = ttl_s
         self._encrypts = encrypts
         self._clock = clock
+        self.hits = 0
+        self.misses = 0
         self.undecodable = 0
         self.failures = 0
 
@@ -67,24 +71,21 @@ class Remote:
             return None
         return Ticket(_now_s(), writes, self._bulletin.doubts)
 
-    async def get(self, ids: Sequence[MemoryId], ticket: Ticket) -> dict[MemoryId, Memory]:
-        """Those of the memories that are there, sealed as they are stored."""
-        found: dict[MemoryId, Memory] = {}
-        if not ids:
-            return found
-        for memory_id, data in zip(ids, await self._read([self._key(each, ticket) for each in ids]), strict=True):
-            memory = self._parsed(memory_id, data) if data else None
-            if memory is not None and (memory.expires is None or _unix_s(memory) > self._clock()):
-                found[memory_id] = memory
-        return found
+    async def get(self, memory_id: MemoryId, ticket: Ticket) -> tuple[Memory, Position | None] | None:
+        """The memory, sealed as it is stored, and the position behind all that is in it; None if it is not there."""
+        [data] = await self._read([self._key(memory_id, ticket)])
+        found = self._parsed(memory_id, data) if data else None
+        is_there = found is not None and (found[0].expires is None or _unix_s(found[0]) > self._clock())
+        self.hits += is_there
+        self.misses += not is_there
+        return found if is_there else None
 
-    async def fill(self, memories: Iterable[Memory], ticket: Ticket) -> None:
-        """The memories are there for all, if nothing was written since the ticket that says otherwise."""
-        for memory in memories:
-            left_s = self._ttl_s() if memory.expires is None else min(self._ttl_s(), _unix_s(memory) - self._clock())
-            if memory.sealed is None and self._encrypts():
-                continue
-            await self._put(self._key(memory.id, ticket), write_row(memory), left_s, ticket)
+    async def fill(self, memory: Memory, shown: Position | None, ticket: Ticket) -> None:
+        """The memory is there for all, if nothing was written since the ticket that says otherwise."""
+        ttl_s = self._ttl_s() or KEPT_S
+        left_s = ttl_s if memory.expires is None else min(ttl_s, _unix_s(memory) - self._clock())
+        if memory.sealed is not None or not self._encrypts():
+            await self._put(self._key(memory.id, ticket), write_row(memory, shown), left_s, ticket)
 
     async def get_search(self, digest: str, ticket: Ticket) -> bytes | None:
         """What `fill_search` put there under the digest, if nothing of the tenant was written since."""
@@ -115,15 +116,16 @@ class Remote:
         now = self.ticket()
         return now is not None and now.doubts == ticket.doubts and now.taken_s - ticket.taken_s < FILL_S
 
-    def _parsed(self, memory_id: MemoryId, data: bytes) -> Memory | None:
+    def _parsed(self, memory_id: MemoryId, data: bytes) -> tuple[Memory, Position | None] | None:
         try:
-            memory = parse_row(data)
+            memory, shown = parse_row(data)
         except BadRow:
-            memory = None
-        if memory is None or memory.id != memory_id:
             self.undecodable += 1
             return None
-        return memory
+        if memory.id != memory_id:
+            self.undecodable += 1
+            return None
+        return memory, shown
 
     def _key(self, memory_id: MemoryId, ticket: Ticket) -> str:
         return key_of(self._door.role, generation_of(ticket.writes), memory_id)

@@ -7,6 +7,7 @@ not know at a glance (another header, a session that was elsewhere, an entry tha
 """
 
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from typing import Final
@@ -20,6 +21,7 @@ from engram_sidecar import wire
 from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Floors
+from engram_sidecar.limiting import Limiter
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.recall import Kept, Recall, key_of, ttl
 from engram_sidecar.tracing import TIMING_HEADER
@@ -33,15 +35,24 @@ _LONG_WAY: Final = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Who counts and notes requests."""
+
+    metrics: Metrics
+    trail: Trail
+
+
 class Shortcut:
     """Answers what is kept. `learn` is told of what the long way answered."""
 
-    def __init__(self, recall: Recall, floors: Floors, in_force: InForce, metrics: Metrics, trail: Trail) -> None:
+    def __init__(self, recall: Recall, floors: Floors, limiter: Limiter, in_force: InForce, seen: Seen) -> None:
         self._recall = recall
         self._floors = floors
         self._in_force = in_force
-        self._metrics = metrics
-        self._trail = trail
+        self._limiter = limiter
+        self._metrics = seen.metrics
+        self._trail = seen.trail
         self._targets: dict[str, tuple[bytes, MemoryId, tuple[str, str]]] = {}
         self._hosts: set[str] = set()
         in_force.subscribe(lambda _: self._targets.clear())
@@ -71,7 +82,7 @@ class Shortcut:
         kept, age_s, left_s = found
         tokens = headers.getall(SESSION_HEADER, ())
         token = self._token(tokens[0] if len(tokens) == 1 else "" if not tokens else None, kept)
-        if token is None:
+        if token is None or not self._limiter.admits_now():
             return None
         config = self._in_force.config
         body = self._recall.hit(key, kept)

@@ -27,9 +27,9 @@ def build_memory(namespace: str, name: str = "memory", **spec: object) -> Json:
 
 
 def build_tenant(namespace: str, name: str, cluster: str = "memory", **spec: object) -> Json:
-    """A MemoryTenant on it."""
+    """A MemoryTenant on it, which may ask as often as tests do."""
     metadata = {"name": name, "namespace": namespace}
-    whole = {"clusterRef": {"name": cluster}, **spec}
+    whole = merged({"clusterRef": {"name": cluster}, "quota": {"requestsPerSecond": 100_000}}, spec)
     return {"apiVersion": API_VERSION, "kind": TENANT_KIND, "metadata": metadata, "spec": whole}
 
 

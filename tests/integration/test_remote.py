@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 
+from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.records import Draft, Memory
@@ -24,9 +25,21 @@ from tests.harness import KEYRING
 from tests.redis_server import Program, RedisServer, eventually, redis_server
 
 ROLE = "t_remote"
+POSITION = Position(1, 77)
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 PHRASE = "the heron stands by the mill pond"
 WORDS = PHRASE.encode()
+
+
+async def fill(remote: Remote, memories: Sequence[Memory], ticket: Ticket) -> None:
+    for each in memories:
+        await remote.fill(each, POSITION, ticket)
+
+
+async def get(remote: Remote, ids: Sequence[MemoryId], ticket: Ticket) -> dict[MemoryId, Memory]:
+    found = {each: await remote.get(each, ticket) for each in ids}
+    assert {shown for _, shown in filter(None, found.values())} <= {POSITION}
+    return {each: memory for each, (memory, _) in ((each, pair) for each, pair in found.items() if pair is not None)}
 
 
 @dataclass
@@ -52,7 +65,7 @@ class Caching:
         return ticket
 
     async def found(self, memory: Memory) -> Memory | None:
-        return (await self.remote.get([memory.id], self.ticket())).get(memory.id)
+        return (await get(self.remote, [memory.id], self.ticket())).get(memory.id)
 
 
 @asynccontextmanager
@@ -97,23 +110,23 @@ async def everything(redis: RedisServer) -> dict[bytes, bytes]:
 async def test_what_one_put_there_the_other_finds(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         stored = [memory(1), memory(2, "long " * 2_000), replace(memory(3), importance=None, key="k")]
-        await one.remote.fill(stored, one.ticket())
-        found = await other.remote.get([*(each.id for each in stored), memory(4).id], other.ticket())
+        await fill(one.remote, stored, one.ticket())
+        found = await get(other.remote, [*(each.id for each in stored), memory(4).id], other.ticket())
         assert found == {each.id: each for each in stored}
         assert (other.remote.failures, other.remote.undecodable) == (0, 0)
         lengths = sorted(len(value) for value in (await everything(redis)).values())
         assert lengths[-1] < 1_000  # what is long is packed
-        assert await other.remote.get([], other.ticket()) == {}
+        assert await get(other.remote, [], other.ticket()) == {}
 
 
 async def test_a_write_takes_it_away_and_keeps_older_reads_out(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         old = memory(1)
         before = other.ticket()
-        await one.remote.fill([old], one.ticket())
+        await fill(one.remote, [old], one.ticket())
         await one.bulletin.tell("s0", [old.id], None)
         assert await other.found(old) is None
-        await other.remote.fill([old], before)  # read before the write, put there behind it
+        await fill(other.remote, [old], before)  # read before the write, put there behind it
         assert await other.found(old) is None
         assert await one.found(old) is None
 
@@ -124,15 +137,15 @@ async def test_what_was_read_before_a_doubt_is_not_put_there(redis: RedisServer,
         before, doubts = one.ticket(), one.bulletin.doubts
         await redis.run(*fault.split())
         await eventually(lambda: one.bulletin.doubts > doubts and one.bulletin.writes is not None)
-        await one.remote.fill([memory(1)], before)
+        await fill(one.remote, [memory(1)], before)
         assert await one.found(memory(1)) is None
-        assert await one.remote.get([memory(1).id], before) == {}
+        assert await get(one.remote, [memory(1).id], before) == {}
 
 
 async def test_what_took_too_long_to_read_is_not_put_there(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
         ticket = one.ticket()
-        await one.remote.fill([memory(1)], replace(ticket, taken_s=ticket.taken_s - FILL_S))
+        await fill(one.remote, [memory(1)], replace(ticket, taken_s=ticket.taken_s - FILL_S))
         assert await one.found(memory(1)) is None
 
 
@@ -143,7 +156,7 @@ async def test_who_owes_a_notice_trusts_nothing_and_puts_nothing_there(redis: Re
         await one.bulletin.tell("s0", [memory(9).id], None)
         assert one.bulletin.is_owing
         assert one.remote.ticket() is None
-        await one.remote.fill([memory(1)], before)
+        await fill(one.remote, [memory(1)], before)
         await redis.admit(ROLE)
         await eventually(lambda: one.remote.ticket() is not None and other.remote.ticket() is not None)
         assert await other.found(memory(1)) is None
@@ -152,7 +165,7 @@ async def test_who_owes_a_notice_trusts_nothing_and_puts_nothing_there(redis: Re
 async def test_it_is_gone_when_it_expires(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         short, long = memory(1, expires=NOW + timedelta(seconds=30)), memory(2, expires=NOW + timedelta(days=1))
-        await one.remote.fill([short, long, memory(3, expires=NOW)], one.ticket())
+        await fill(one.remote, [short, long, memory(3, expires=NOW)], one.ticket())
         keys = [key for key in await everything(redis) if b":m:" in key]
         ttls = sorted([await redis.run("PTTL", key) for key in keys])
         assert len(ttls) == 2
@@ -165,11 +178,11 @@ async def test_it_is_gone_when_it_expires(redis: RedisServer) -> None:
 async def test_what_cannot_be_read_is_a_miss_and_counted(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
         stored = memory(1)
-        await one.remote.fill([stored], one.ticket())
+        await fill(one.remote, [stored], one.ticket())
         [key] = [key for key in await everything(redis) if b":m:" in key]
         await redis.run("SET", key, b"\x01garbage")
         assert await one.found(stored) is None
-        await one.remote.fill([memory(2)], one.ticket())
+        await fill(one.remote, [memory(2)], one.ticket())
         await redis.run("COPY", key.replace(str(stored.id).encode(), str(memory(2).id).encode()), key, "REPLACE")
         assert await one.found(stored) is None  # another memory's row
         await redis.run("DEL", key)
@@ -183,8 +196,8 @@ async def test_a_redis_that_is_gone_is_a_miss(redis: RedisServer) -> None:
         ticket = one.ticket()
         redis.kill()
         for _ in range(20):
-            assert await one.remote.get([memory(1).id], ticket) == {}
-            await one.remote.fill([memory(1)], ticket)
+            assert await get(one.remote, [memory(1).id], ticket) == {}
+            await fill(one.remote, [memory(1)], ticket)
             assert await one.remote.get_search("digest", ticket) is None
         await eventually(lambda: one.remote.ticket() is None)
 
@@ -221,14 +234,14 @@ async def test_what_was_read_before_a_write_never_stands_behind_it(redis: RedisS
         for _ in range(1_000):
             number = chance.choice(rows)
             ticket, floor = at.ticket(), told[number]
-            found = (await at.remote.get([memory(number).id], ticket)).get(memory(number).id)
+            found = (await get(at.remote, [memory(number).id], ticket)).get(memory(number).id)
             if found is not None:
                 assert found.version >= floor
                 found_any += 1
                 continue
             version = stored[number]
             await asyncio.sleep(chance.uniform(0, 0.002))  # as above
-            await at.remote.fill([replace(memory(number), version=version)], ticket)
+            await fill(at.remote, [replace(memory(number), version=version)], ticket)
 
     async with caching(redis) as (one, other):
         await asyncio.gather(write(one, rows[::2]), write(other, rows[1::2]), *(read(at) for at in (one, other) * 2))
@@ -244,7 +257,7 @@ async def test_nothing_of_an_encrypted_tenant_is_in_the_clear(redis: RedisServer
         plain, keys = memory(1), sealer()
         envelope = await keys.seal(plain.id, Draft(content=plain.content, value=plain.value))
         stored = replace(plain, content="", value="null", sealed=envelope)
-        await one.remote.fill([stored, memory(2), replace(memory(3), sealed=envelope)], one.ticket())
+        await fill(one.remote, [stored, memory(2), replace(memory(3), sealed=envelope)], one.ticket())
         found = await other.found(stored)
         assert found == stored
         assert await keys.open(found) == plain
@@ -256,7 +269,7 @@ async def test_nothing_of_an_encrypted_tenant_is_in_the_clear(redis: RedisServer
 
 async def test_the_look_into_redis_memory_sees_what_is_in_the_clear(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
-        await one.remote.fill([memory(1)], one.ticket())
+        await fill(one.remote, [memory(1)], one.ticket())
         assert count_in_memory(redis, WORDS) > 0
 
 
@@ -274,7 +287,7 @@ def count_in_memory(redis: RedisServer, wanted: bytes) -> int:
 
 async def test_another_generation_reaches_nothing_of_the_one_before(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
-        await one.remote.fill([memory(1)], one.ticket())
+        await fill(one.remote, [memory(1)], one.ticket())
         before = generation_of(one.ticket().writes)
         one.bulletin.adopt(None)
         one.bulletin.adopt(redis.login(ROLE))  # it may have written meanwhile what nobody was told of

@@ -17,6 +17,7 @@ from engram_contract.session import UNKNOWN, Position, Token, mark_of
 from engram_contract.shardmap import Node, ShardMap
 from engram_operator.clients import postgres
 from engram_sidecar.app import Sidecar, serving
+from engram_sidecar.budget import BURST, FLOOR_PER_S
 from engram_sidecar.settings import Settings
 from tests.faults import Fault, FaultProxy, fault_proxy
 from tests.harness import NO_CACHE, NUMBERS, RealServer, Tenant, create_tenant, server_folder
@@ -455,6 +456,65 @@ async def _recovered(proxy: FaultProxy, caller: Caller) -> None:
     """The replica is read from again when it is back."""
     proxy.turn(Fault.NONE)
     await caller.warm()
+
+
+async def test_a_replica_whose_answers_are_late_does_not_hold_its_readers(
+    pair: Pair, tmp_path: Path, start: Start
+) -> None:
+    """Of every kind of read; all of them together take less than one answer of the replica."""
+    delay_s = 2.0
+    async with fault_proxy(pair.replica.admin.port) as proxy:
+        tenant = await tenant_of(pair, tmp_path, (pair.primary.admin.port, proxy.port), deadlineSeconds=5)
+        caller = await start(tenant)
+        await caller.put("heron")
+        await caller.warm()
+        for _ in range(100):  # retries are earned, and times measured
+            await caller.get()
+        won = 'outcome="won"'
+        before = await caller.metric("engram_hedged_reads_total", won)
+        proxy.turn(Fault.NONE, delay_s)
+        began_s = time.monotonic()
+        for _ in range(2):
+            assert await caller.get() == "heron"
+            assert caller.headers["age"] == "0", "the primary answered"
+        _, page = await caller("GET", "/v1/memories", user="ada")
+        _, found = await caller("POST", "/v1/search", {"query": "heron", "user": "ada"})
+        took_s = time.monotonic() - began_s
+        print(f"four reads of a replica that answers after {delay_s} s: {took_s:.3f} s")  # noqa: T201
+        assert [each["content"] for each in (*page["memories"], *found["results"])] == ["heron"] * 2
+        assert took_s < delay_s
+        assert await caller.metric("engram_hedged_reads_total", won) >= before + 4
+        token = await caller.put("egret")
+        assert await caller.get(session=token) == "egret"
+        await _recovered(proxy, caller)
+
+
+async def test_reads_of_a_replica_that_is_always_slow_stay_within_the_budget(
+    pair: Pair, tmp_path: Path, start: Start
+) -> None:
+    """It answers looks in time, so it is asked on and on; the primary is asked beside it for one of ten reads."""
+    async with fault_proxy(pair.replica.admin.port) as proxy:
+        tenant = await tenant_of(pair, tmp_path, (pair.primary.admin.port, proxy.port))
+        caller = await start(tenant)
+        await caller.put("heron")
+        await caller.warm()
+        for _ in range(100):
+            await caller.get()
+        hedged, began_s = [await _hedged(caller)], time.monotonic()
+        reads, delay_s = 200, 0.02
+        for number in range(reads // 10):
+            proxy.turn(Fault.NONE, delay_s * 1.1**number)  # slower than what was measured, each time
+            for _ in range(10):
+                assert await caller.get() == "heron"
+        hedged.append(await _hedged(caller))
+        print(f"{hedged[1] - hedged[0]:.0f} of {reads} reads were asked twice")  # noqa: T201
+        assert 5 <= hedged[1] - hedged[0] <= reads / 10 + BURST + FLOOR_PER_S * (time.monotonic() - began_s)
+        await _recovered(proxy, caller)
+
+
+async def _hedged(caller: Caller) -> float:
+    outcomes = [await caller.metric("engram_hedged_reads_total", f'outcome="{each}"') for each in ("won", "lost")]
+    return sum(outcomes)
 
 
 async def test_a_session_outlives_the_promotion_of_the_replica(tmp_path: Path, start: Start) -> None:

@@ -8,6 +8,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.cachedrow import MAX_BYTES, PACKED_BYTES, PLAIN, ZSTD, BadRow, parse_row, write_row
 from engram_sidecar.records import Memory
@@ -36,7 +37,8 @@ def memory(content: str = "", sealed: bytes | None = None) -> Memory:
 
 @given(MEMORIES)
 def test_a_memory_is_read_as_it_was_written(stored: Memory) -> None:
-    assert parse_row(write_row(stored)) == stored
+    assert parse_row(write_row(stored)) == (stored, None)
+    assert parse_row(write_row(stored, Position(3, 1 << 40))) == (stored, Position(3, 1 << 40))
 
 
 @given(st.binary(max_size=100), st.sampled_from([b"", PLAIN, ZSTD]))
@@ -57,7 +59,7 @@ def test_only_what_is_long_and_gets_shorter_is_packed() -> None:
     packed = write_row(memory("a word " * 1_000))
     assert (packed[:1], len(packed) < PACKED_BYTES) == (ZSTD, True)
     noise = bytes((number * 7_919 * number >> 3) & 0xFF for number in range(5_000))
-    assert parse_row(write_row(memory(sealed=noise))).sealed == noise
+    assert parse_row(write_row(memory(sealed=noise)))[0].sealed == noise
 
 
 def test_nothing_is_unpacked_that_is_larger_than_any_memory() -> None:
@@ -69,4 +71,4 @@ def test_nothing_is_unpacked_that_is_larger_than_any_memory() -> None:
 def test_of_a_sealed_memory_nothing_beside_the_envelope_is_written() -> None:
     stored = write_row(memory("a secret that somebody opened", sealed=b"envelope"))
     assert b"secret" not in stored
-    assert parse_row(stored).sealed == b"envelope"
+    assert parse_row(stored)[0].sealed == b"envelope"

@@ -101,7 +101,6 @@ def test_a_manifest_that_asks_for_nothing_special_is_silent() -> None:
             "tenant default/local: spec.encryption: memories are encrypted, and their keys lie beside",
         ),
         ("MemoryTenant", {"audit": {}}, "tenant default/local: spec.audit: "),
-        ("MemoryTenant", {"quota": {"requestsPerSecond": 5}}, "tenant default/local: spec.quota.requestsPerSecond: "),
         ("MemoryTenant", {"retention": "30d"}, "tenant default/local: spec.retention: "),
         ("MemoryTenant", {"compliance": ["GDPR"]}, "tenant default/local: spec.compliance: NONE"),
         ("MemoryTenant", {"allowedAgents": [{"name": "a"}]}, "tenant default/local: spec.allowedAgents: "),

@@ -12,12 +12,15 @@ from engram_contract.session import Position, Token
 from engram_contract.shardmap import Node, Shard, Strategy, first_map
 from engram_contract.slots import MemoryId
 from engram_sidecar import recall as room
+from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.consistency import Floors, Session, Source, begin_session, session_of_request
 from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import OutcomeUnknown, PreconditionFailed, ShardUnavailable
 from engram_sidecar.patience import begin_request
-from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Recalled, key_of
+from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Recalled, Rules, key_of
 from engram_sidecar.records import Memory
+from engram_sidecar.redisdoor import Door
+from engram_sidecar.remote import Remote
 from tests.unit.test_config import POLICY
 
 ID = MemoryId(7, UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))
@@ -36,9 +39,11 @@ class Shelf:
         self.floors = Floors(b"this one")
         self.floors.follow(MAP)
         policy = replace(POLICY, encryption=encrypts)
-        self.recall = Recall(
-            self.floors, lambda: policy, Drawer(bytes(32)), lambda: NOW.timestamp() + self.now_s - 1_000
-        )
+        door = Door()  # without a login: nobody tells, and nothing is shared
+        bulletin = Bulletin(door, lambda *_: None, lambda: None)
+        remote = Remote(door, bulletin, lambda: 60.0, lambda: encrypts, self.unix_s)
+        rules = Rules(lambda: policy, lambda _: "s0", self.opened, self.unix_s)
+        self.recall = Recall(self.floors, rules, Drawer(bytes(32)), bulletin, remote)
         self.recall.adopt()
         self.version = 1
         self.source: Source | None = None  # a primary's, now
@@ -46,6 +51,9 @@ class Shelf:
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.loads = 0
+
+    async def opened(self, memory: Memory) -> Memory:
+        return memory
 
     def unix_s(self) -> float:
         return NOW.timestamp() + self.now_s - 1_000

@@ -41,6 +41,7 @@ class Servers:
         primary = node(is_replica=False)
         self.nodes: dict[str, Any] = {"p": primary, "rw": primary, "r0": node(), "r1": node()}
         self.delays_s: dict[str, float] = {}
+        self.held: dict[str, asyncio.Event] = {}
         self.asked = Counter[str]()
         self.looked = Counter[str]()
         self.renewed = 0
@@ -50,10 +51,12 @@ class Servers:
         (self.looked if query == "look_node" else self.asked)[name] += 1
         if query != "look_node":
             await asyncio.sleep(self.delays_s.get(name, 0))
+            if name in self.held:
+                await self.held[name].wait()
         found = self.nodes[name]
         if isinstance(found, Exception):
             raise found
-        return [found]
+        return [found] * (len(args[0]) if query == "get_memories" and isinstance(args[0], list) else 1)
 
     async def write(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Any]:
         raise NotImplementedError
@@ -70,14 +73,15 @@ class Servers:
 class Stage:
     """A sidecar's way to such nodes, of which all were looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuned: Resilience = Resilience(retry_percent=0)) -> None:  # noqa: B008  a frozen value
         self.servers = Servers()
         self.floors = Floors()
         self.reads = Counter[tuple[bool, Level]]()
-        self.gate = Gate(self.servers, lambda: Resilience(retry_percent=0))
-        self.guard = Guard(self.gate, lambda: Resilience(retry_percent=0), lambda _: None, lambda _: None)
+        self.hedges: list[bool] = []
+        self.gate = Gate(self.servers, lambda: tuned)
+        self.guard = Guard(self.gate, lambda: tuned, lambda _: None, lambda _: None)
         self.lookout = Lookout(self.servers, lambda: 10.0)
-        self.replicas = Replicas(self.guard, self.lookout, self.servers.renew, self._count)
+        self.replicas = Replicas(self.guard, self.lookout, self.servers.renew, self._count, on_hedge=self.hedges.append)
         self.follow(MAP)
 
     def _count(self, is_by_replica: bool, level: Level) -> None:
@@ -97,6 +101,13 @@ class Stage:
         self.servers.asked.clear()
         self.servers.looked.clear()
         self.reads.clear()
+        self.hedges.clear()
+
+    async def asked(self, name: str) -> None:
+        """The node was asked for a read."""
+        async with asyncio.timeout(5):
+            while not self.servers.asked[name]:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
 
     async def read(self, query: str = "get_memories", *tokens: Token, level: str = "session") -> Session:
         begin_request()
@@ -250,3 +261,159 @@ async def test_a_node_that_refuses_looks_is_left_alone_for_a_while(stage: Stage)
     await stage.looked()
     assert not stage.servers.looked["r0"]
     assert {name for _, name, _ in stage.lookout.lags()} == {"r1"}
+
+
+# Reads that are late
+
+
+HELD = ("r0", "r1")
+
+
+@pytest.fixture
+async def alone(hedging: Stage) -> Stage:
+    """Such a stage where no other replica is far enough for what is asked."""
+    hedging.servers.held, held = {}, hedging.servers.held
+    hedging.servers.nodes["r1"] = node(50)
+    await hedging.looked()
+    hedging.servers.held = held
+    return hedging
+
+
+@pytest.fixture
+async def hedging() -> AsyncIterator[Stage]:
+    """A stage with retries, whose replicas answer nothing until they are let."""
+    found = Stage(Resilience())
+    await found.looked()
+    for _ in range(100):  # retries are earned, and times measured
+        await found.read()
+    found.servers.asked.clear()
+    found.reads.clear()
+    found.hedges.clear()
+    found.servers.held = {name: asyncio.Event() for name in HELD}
+    yield found
+    for event in found.servers.held.values():
+        event.set()
+    await found.gate.close()
+
+
+def states_of(stage: Stage) -> set[tuple[State, int]]:
+    return {(each.view.state, each.view.failures) for each in stage.gate.breakers()}
+
+
+@pytest.mark.parametrize("query", ["get_memories", "list_memories"])
+async def test_a_late_replica_is_not_waited_for_where_another_one_answers(hedging: Stage, query: str) -> None:
+    del hedging.servers.held["r1"]
+    for _ in range(10):
+        await hedging.read(query)
+    assert hedging.servers.asked["r0"] <= 2, "it is known to be the slower one now"
+    assert hedging.servers.asked["r1"] == 10
+    assert not hedging.servers.asked["rw"]
+    assert hedging.hedges == [True] * hedging.servers.asked["r0"]
+    assert hedging.reads == {(True, Level.SESSION): 10}
+    assert states_of(hedging) == {(State.CLOSED, 0)}
+
+
+async def test_without_another_replica_the_primary_answers_and_tells_the_session(alone: Stage) -> None:
+    alone.servers.nodes["rw"] |= {"lsn": 140, "seen_lsn": 141}
+    answered = await alone.read("get_memories", told(90))
+    assert alone.servers.asked == {"r0": 1, "rw": 1}
+    assert token_of(answered) == Position(1, 141)
+    assert answered.headers()["Age"] == "0"
+    assert alone.hedges == [True]
+    assert alone.reads == {(False, Level.SESSION): 1}
+
+
+async def test_only_the_answer_that_is_given_moves_the_session(alone: Stage) -> None:
+    """The first one comes while the second one is waited for: that one's position is nobody's."""
+    alone.servers.nodes["rw"] |= {"lsn": 900, "seen_lsn": 900}
+    alone.servers.held["rw"] = asyncio.Event()
+    reading = asyncio.create_task(alone.read("get_memories", told(90)))
+    await alone.asked("rw")
+    alone.servers.held["r0"].set()
+    assert token_of(await reading) == Position(1, 100)
+    alone.servers.held["rw"].set()
+    await asyncio.sleep(0.01)
+    assert alone.floors.of("s0") == Position(1, 100)
+    assert alone.hedges == [False]
+    assert alone.reads == {(True, Level.SESSION): 1}
+
+
+@pytest.mark.parametrize("wrong", [node(), node(120, timeline=0, is_replica=False), GONE, SlotMoved("s0")], ids=repr)
+async def test_a_second_answer_that_is_not_right_does_not_count(alone: Stage, wrong: object) -> None:
+    alone.servers.nodes["rw"] = wrong
+    reading = asyncio.create_task(alone.read("get_memories", told(90)))
+    await alone.asked("rw")
+    await asyncio.sleep(0.01)
+    assert not reading.done()
+    alone.servers.held["r0"].set()
+    assert token_of(await reading) == Position(1, 100)
+    assert alone.hedges == [False]
+
+
+async def test_where_neither_answers_the_primary_is_asked_as_ever(alone: Stage) -> None:
+    primary, alone.servers.nodes["rw"] = alone.servers.nodes["rw"], GONE
+    reading = asyncio.create_task(alone.read("get_memories", told(90)))
+    await alone.asked("rw")
+    await asyncio.sleep(0.01)
+    alone.servers.nodes |= {"r0": GONE, "rw": primary}
+    alone.servers.held["r0"].set()
+    await reading
+    assert alone.servers.asked == {"r0": 1, "rw": 2}
+    assert alone.reads == {(False, Level.SESSION): 1}
+
+
+async def test_a_get_that_is_withdrawn_leaves_those_that_were_asked_with_it_alone(alone: Stage) -> None:
+    """Three gets go to the node in one statement; one of them is not late yet, and is answered by it."""
+
+    async def ask_beside() -> list[Any]:
+        begin_request()
+        place = routing.members(SHARD)["r0"]
+        return await alone.guard.read_once(place, "get_memories", [7], ["an id"], timeout_s=8.0)
+
+    beside = asyncio.create_task(ask_beside())
+    await asyncio.gather(*(alone.read("get_memories", told(90)) for _ in range(2)))
+    assert not beside.done()
+    alone.servers.held["r0"].set()
+    assert await beside == [alone.servers.nodes["r0"]]
+    assert states_of(alone) == {(State.CLOSED, 0)}
+
+
+async def test_without_retries_nothing_is_asked_twice(stage: Stage) -> None:
+    stage.servers.held = {name: asyncio.Event() for name in HELD}
+    reading = asyncio.create_task(stage.read())
+    await asyncio.sleep(0.3)
+    assert sum(stage.servers.asked.values()) == 1
+    for event in stage.servers.held.values():
+        event.set()
+    await reading
+    assert stage.hedges == []
+
+
+async def test_a_caller_that_leaves_withdraws_both_questions(hedging: Stage) -> None:
+    reading = asyncio.create_task(hedging.read("list_memories"))
+    await hedging.asked("r0")
+    await hedging.asked("r1")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await asyncio.sleep(0.01)
+    assert not hedging.replicas._withdrawn
+    assert states_of(hedging) == {(State.CLOSED, 0)}
+    assert hedging.hedges == []
+
+
+async def test_questions_to_a_shard_that_becomes_ever_slower_stay_within_the_budget() -> None:
+    """Each read is late by the measure of before; the second questions are what the budget allows, and no more."""
+    stage = Stage(Resilience())
+    await stage.looked()
+    for _ in range(100):
+        await stage.read("list_memories")
+    stage.servers.asked.clear()
+    stage.hedges.clear()
+    rounds, at_once = 20, 10
+    for number in range(rounds):
+        stage.servers.delays_s = dict.fromkeys(HELD, 0.006 * 1.15**number)
+        await asyncio.gather(*(stage.read("list_memories") for _ in range(at_once)))
+    questions = sum(stage.servers.asked.values())
+    assert len(stage.hedges) >= questions - rounds * at_once > 10
+    assert questions / (rounds * at_once) <= 1.2

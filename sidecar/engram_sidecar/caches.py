@@ -1,0 +1,62 @@
+"""The two cache levels and the bulletin, put together for one tenant's sidecar.
+
+recall.py (L1: here) --miss--> remote.py (L2: the tenant's part of Redis) --miss--> the shard
+^---drop, flush--- bulletin.py <---what other sidecars wrote--- Redis
+"""
+
+import time
+from dataclasses import dataclass
+
+from engram_sidecar.bulletin import Bulletin
+from engram_sidecar.config import Config, InForce
+from engram_sidecar.consistency import Floors
+from engram_sidecar.envelope import Drawer
+from engram_sidecar.recall import Recall, Rules
+from engram_sidecar.redisdoor import Door
+from engram_sidecar.remote import Remote
+from engram_sidecar.sealing import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """The rooms; they go along with the configuration."""
+
+    door: Door
+    bulletin: Bulletin
+    remote: Remote
+    recall: Recall
+
+    @classmethod
+    def create(cls, in_force: InForce, vault: Vault, floors: Floors, drawer: Drawer) -> "Caches":
+        """Those of the configuration in force, which they take from the first loop on."""
+        door = Door()
+        bulletin = Bulletin(
+            door,
+            lambda *told: recall.heard(*told),  # noqa: PLW0108  which is made below
+            lambda: recall.flush(),  # noqa: PLW0108  as above
+        )
+        remote = Remote(
+            door,
+            bulletin,
+            lambda: in_force.config.policy.cache.shared_ttl_s,
+            lambda: in_force.config.policy.encryption,
+            time.time,
+        )
+        rules = Rules(
+            lambda: in_force.config.policy,
+            lambda memory_id: in_force.config.shard_map.shard_of(memory_id.slot).id,
+            lambda memory: vault.sealer.open(memory),  # noqa: PLW0108  another one with each keyring
+            time.time,
+        )
+        recall = Recall(floors, rules, drawer, bulletin, remote)
+        return cls(door, bulletin, remote, recall)
+
+    def adopt(self, config: Config) -> None:
+        """Another map, policy, keyring or login."""
+        self.bulletin.adopt(config.credentials.cache)
+        self.recall.adopt()
+
+    async def close(self) -> None:
+        """Nothing is asked beside requests any more, and no connection to Redis stays."""
+        await self.recall.close()
+        await self.door.close()
