@@ -5,8 +5,8 @@
 
 Promises
 1. A request waits for Redis only if nothing is left of the lease, and for one answer as a rule.
-2. Redis is asked about twenty times a second at most, once the sidecar knows what is asked of it, and once more for a
-second in which the rate is used up.
+2. Redis is asked some thirty times a second at most, once the sidecar knows what is asked of it, however much that is;
+and once more in a second in which the rate is used up, to learn that.
 3. Without Redis, or while it does not answer, this sidecar counts alone, and says so (`is_alone`).
 """
 

@@ -16,7 +16,7 @@ service, Stripe's limiters), here without a script in Redis.
 
 from typing import Final
 
-LEASE_RATIO: Final = 0.05  # twenty leases a second, however many requests
+LEASE_RATIO: Final = 0.05  # some twenty leases a second, however many requests
 LOW_RATIO: Final = 0.5  # of a lease: the next one is taken before this one is used up
 NO_RATE: Final = 0  # nothing is counted
 # Who looks why requests are refused must not be refused; and what no pod may ask is no request of the tenant.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_contract.policy import DAY_S, Framework, Isolation, Plan
+from engram_contract.policy import DAY_S, LOCAL_QUOTAS, Framework, Isolation, Plan
 from engram_contract.quantities import blocks_bytes_of, bytes_of, millicores_of, schedule_of, seconds_of
 from engram_contract.selector import LabelSelector, Operator, Requirement
 from engram_contract.shardmap import ShardState, Strategy
@@ -79,6 +79,12 @@ def test_a_tenant_by_default_is_strict_encrypted_audited_and_retained() -> None:
 def test_a_quota_of_its_own_goes_before_the_plans(spec: dict[str, Any], memories: int, rate: int) -> None:
     quota = TenantSpec.from_resource(tenant(**spec)).policy().quota
     assert (quota.memories, quota.requests_per_second) == (memories, rate)
+
+
+@pytest.mark.parametrize(("spec", "rate"), [({"plan": "Pro"}, 0), ({"quota": {"requestsPerSecond": 7}}, 7)])
+def test_local_mode_keeps_the_plans_quota_and_only_a_rate_of_the_tenants_own(spec: dict[str, Any], rate: int) -> None:
+    local = TenantSpec.from_resource(tenant(**spec))
+    assert local.policy(LOCAL_QUOTAS).quota == replace(local.policy().quota, requests_per_second=rate)
 
 
 def test_compliance_lengthens_the_retention_of_memories_and_audit() -> None:
