@@ -13,11 +13,15 @@ from typing import Any
 import aiohttp
 import pytest
 
+from engram_contract.credentials import Credentials
+from engram_contract.names import CREDENTIALS_FILE
 from engram_contract.shardmap import Node
 from engram_operator.clients import postgres
 from engram_sidecar.app import serving
+from engram_sidecar.bulletin import TOMBSTONE_S
 from engram_sidecar.settings import Settings
 from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+from tests.redis_server import Program, RedisServer, redis_server
 
 SECONDS = 8.0
 KEYS = 6
@@ -48,6 +52,20 @@ async def tenant_of(servers: tuple[RealServer, ...], folder: Path, **resilience:
         await postgres.publish_map(servers[0].admin, "s0", shard_map)
         (folder / "map.json").write_text(shard_map.to_json())
     return tenant
+
+
+async def share(tenant: Tenant, redis: RedisServer) -> None:
+    """The tenant's sidecars have a login for Redis."""
+    await redis.admit(tenant.role)
+    path = tenant.config_dir / CREDENTIALS_FILE
+    credentials = replace(Credentials.from_json(path.read_text()), cache=redis.login(tenant.role))
+    path.write_text(credentials.to_json())
+
+
+@pytest.fixture
+def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(redis_program, tmp_path / "redis") as server:
+        yield server
 
 
 Serve = Callable[[Tenant, int], Any]
@@ -117,24 +135,101 @@ class Caller:
             self.owed[key] = max(self.owed[key], version)
 
 
-@pytest.mark.parametrize("members", [1, 2])
-async def test_no_session_reads_less_than_it_wrote_or_saw_wherever_it_goes(
-    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, members: int
-) -> None:
-    """Sessions hop between three sidecars; callers without one stay at theirs. Nobody tells of the others' writes."""
-    ports = await serve(await tenant_of(pair[:members], tmp_path), 3)
+async def watched(ports: list[int], http: aiohttp.ClientSession, seconds: float) -> list[Caller]:
+    """Sessions that hop between the sidecars, sessions and callers without one that stay: for so long."""
     hopping = [Caller(http, ports) for _ in range(4)]
     staying = [Caller(http, [port]) for port in ports for _ in range(2)]
     plain = [Caller(http, [port], None) for port in ports for _ in range(2)]
-    until_s = time.monotonic() + SECONDS
+    until_s = time.monotonic() + seconds
     await asyncio.gather(*(each.run(until_s) for each in [*hopping, *staying, *plain]))
     shown = {
         name: f"{sum(each.hits for each in callers)} of {sum(each.reads for each in callers)}"
         for name, callers in (("hopping", hopping), ("staying", staying), ("plain", plain))
     }
-    print(f"{members} members, reads by what was kept: {shown}")  # noqa: T201
-    assert [each.stale for each in [*hopping, *staying, *plain] if each.stale] == []
-    assert sum(each.hits for each in [*staying, *plain]) > sum(each.reads for each in [*staying, *plain]) / 4
+    print(f"reads by what was kept: {shown}")  # noqa: T201
+    return [*hopping, *staying, *plain]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+async def test_no_session_reads_less_than_it_wrote_or_saw_wherever_it_goes(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, members: int
+) -> None:
+    """Sessions hop between three sidecars; callers without one stay at theirs. Nobody tells of the others' writes."""
+    callers = await watched(await serve(await tenant_of(pair[:members], tmp_path), 3), http, SECONDS)
+    assert [each.stale for each in callers if each.stale] == []
+    assert sum(each.hits for each in callers) > sum(each.reads for each in callers) / 4
+
+
+@pytest.mark.parametrize("members", [1, 2])
+async def test_no_session_reads_less_where_sidecars_tell_each_other_and_redis_comes_and_goes(
+    pair: tuple[RealServer, RealServer],
+    tmp_path: Path,
+    http: aiohttp.ClientSession,
+    serve: Serve,
+    redis: RedisServer,
+    members: int,
+) -> None:
+    tenant = await tenant_of(pair[:members], tmp_path / "config")
+    await share(tenant, redis)
+    faults = asyncio.create_task(trouble(redis, tenant.role))
+    callers = await watched(await serve(tenant, 3), http, 2 * SECONDS)
+    await faults
+    assert [each.stale for each in callers if each.stale] == []
+    assert sum(each.hits for each in callers) > sum(each.reads for each in callers) / 4
+
+
+async def trouble(redis: RedisServer, role: str) -> None:
+    """Redis loses all, is cut from who listens, holds its breath, and dies; each a while after the other."""
+    await asyncio.sleep(SECONDS / 4)
+    await redis.run("FLUSHALL")
+    await asyncio.sleep(SECONDS / 4)
+    await redis.run("CLIENT", "KILL", "TYPE", "pubsub")
+    await asyncio.sleep(SECONDS / 4)
+    redis.pause()
+    await asyncio.sleep(1.0)
+    redis.resume()
+    await asyncio.sleep(SECONDS / 4)
+    redis.kill()
+    await asyncio.sleep(1.0)
+    await asyncio.to_thread(redis.start)
+    await redis.admit(role)
+
+
+async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the_other_need_not(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, redis: RedisServer
+) -> None:
+    """Without a session: the answer is kept for minutes, and yet another one within milliseconds of the write."""
+    tenant = await tenant_of(pair[:1], tmp_path / "config")
+    await share(tenant, redis)
+    one, other = (Caller(http, [port], None) for port in await serve(tenant, 2))
+    await until_kept(one)
+    late_s = []
+    for number in range(50):
+        await one.ask("PUT", "k", {"content": f"{number}"})
+        told_s = time.monotonic()
+        async with asyncio.timeout(TIMEOUT_S):
+            while (await other.ask("GET", "k"))[1]["content"] != f"{number}":
+                pass
+        late_s.append(time.monotonic() - told_s)
+    print(f"another's write is shown after {1000 * sorted(late_s)[25]:.1f} ms, at most {1000 * max(late_s):.1f} ms")  # noqa: T201
+    await one.ask("PUT", "shared", {"content": "heron"})
+    await asyncio.sleep(TOMBSTONE_S + 1)
+    await one.ask("GET", "shared")
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await redis.run("KEYS", f"{tenant.role}:m:*"):
+            await asyncio.sleep(0.05)
+    _, answer, said = await other.ask("GET", "shared")
+    assert (answer["content"], said["Cache-Status"]) == ("heron", "engram; fwd=uri-miss; detail=shared")
+
+
+async def until_kept(caller: Caller) -> None:
+    """Returns when what is kept is shown for longer than without a bulletin."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            await caller.ask("GET", "k0")
+            await asyncio.sleep(3.2)
+            if "; hit" in (await caller.ask("GET", "k0"))[2]["Cache-Status"]:
+                return
 
 
 async def test_a_shard_that_is_gone_is_stood_in_for_up_to_the_bound_and_said_to_be_stale(
