@@ -216,7 +216,7 @@ async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the
     await asyncio.sleep(TOMBSTONE_S + 1)
     await one.ask("GET", "shared")
     async with asyncio.timeout(TIMEOUT_S):
-        while not await redis.run("KEYS", f"{tenant.role}:m:*"):
+        while not await redis.run("KEYS", f"{tenant.role}:m:*"):  # noqa: ASYNC110  it is put there beside the answer
             await asyncio.sleep(0.05)
     _, answer, said = await other.ask("GET", "shared")
     assert (answer["content"], said["Cache-Status"]) == ("heron", "engram; fwd=uri-miss; detail=shared")
