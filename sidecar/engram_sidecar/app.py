@@ -90,7 +90,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
-    parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read)
+    parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read, caches.state)
     tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
     limiter = _limiter(in_force, caches, metrics)
@@ -141,6 +141,7 @@ def _caches(in_force: InForce, vault: Vault, floors: Floors) -> Caches:
 
 def _limiter(in_force: InForce, caches: Caches, metrics: metrics_room.Metrics) -> Limiter:
     """Who refuses requests beyond the tenant's rate; seen by the metrics."""
+    metrics.watch_caches(caches.state)
     limiter = Limiter(in_force, caches.door, time.time, metrics.count_rate_limited)
     metrics.watch_rate(lambda: limiter.is_alone)
     return limiter

@@ -7,7 +7,9 @@ recall.py (L1: here) --miss--> remote.py (L2: the tenant's part of Redis) --miss
 import time
 from dataclasses import dataclass
 
+from engram_sidecar.breaker import State
 from engram_sidecar.bulletin import Bulletin
+from engram_sidecar.cachestate import CacheState
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.consistency import Floors
 from engram_sidecar.envelope import Drawer
@@ -55,6 +57,29 @@ class Caches:
         """Another map, policy, keyring or login."""
         self.bulletin.adopt(config.credentials.cache)
         self.recall.adopt()
+
+    def state(self) -> CacheState:
+        """How they do."""
+        count, view, remote, bulletin = self.recall.count, self.recall.view, self.remote, self.bulletin
+        return CacheState(
+            {
+                ("local", "hit"): count.hits,
+                ("local", "stale"): count.stale,
+                ("local", "collapsed"): count.collapsed,
+                ("local", "miss"): count.misses - count.collapsed,
+                ("shared", "hit"): remote.hits,
+                ("shared", "miss"): remote.misses,
+                ("shared", "failed"): remote.failures,
+                ("shared", "unreadable"): remote.undecodable,
+            },
+            view.entries,
+            view.size_bytes,
+            {"room": view.evicted_for_room, "time": view.evicted_by_time},
+            {"notice": bulletin.notices, "doubt": bulletin.doubts, "late": bulletin.late},
+            is_shared=bool(self.door.role),
+            is_reached=self.door.view.state is not State.OPEN,
+            is_sound=bulletin.sound_s is not None,
+        )
 
     async def close(self) -> None:
         """Nothing is asked beside requests any more, and no connection to Redis stays."""

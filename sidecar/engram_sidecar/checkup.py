@@ -24,18 +24,19 @@ from engram_contract.policy import Limits
 from engram_contract.shardmap import Shard, ShardMap, ShardState
 from engram_contract.slots import MemoryId, uuid7
 from engram_sidecar import ranking, routing
+from engram_sidecar.cachestate import CacheState
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Collision, QuotaExceeded, ShardUnavailable, SidecarError, SlotMoved
 from engram_sidecar.gate import Shown
 from engram_sidecar.health import (
     CHECKS,
-    Check,
     Report,
     Status,
     Trial,
     Used,
     health_document,
     judge_breakers,
+    judge_cache,
     judge_configuration,
     judge_database,
     judge_performance,
@@ -60,11 +61,12 @@ _PROBE: Final = Draft(content=PROBE_WORD, user=PROBE_USER, ttl_s=60)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is looked at: the breakers, the last calls, and what the process uses."""
+    """What is looked at: the breakers, the last calls, what the process uses, and the caches."""
 
     breakers: Callable[[], Iterable[Shown]]
     recent: Recent
     used: Callable[[], Used]
+    caches: Callable[[], CacheState]
 
 
 class Checkup:
@@ -111,7 +113,7 @@ class Checkup:
             judge_performance(self._parts.recent.paces(monotonic_s)),
             judge_resources(used),
             judge_configuration(config, self._in_force.faults, None if refusal is None else str(refusal)),
-            Check(Status.HEALTHY, {"configured": False}),  # there is no cache yet
+            judge_cache(self._parts.caches()),
         )
         self._fresh_until_s = monotonic_s + FRESH_S
         return Report(now_s, dict(zip(CHECKS, found, strict=True)))

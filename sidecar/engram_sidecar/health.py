@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from engram_sidecar.breaker import State
+from engram_sidecar.cachestate import CacheState
 from engram_sidecar.config import Config
 from engram_sidecar.gate import Shown
 from engram_sidecar.recent import Pace
@@ -19,6 +20,8 @@ from engram_sidecar.wire import timestamp
 SLOW_MS: Final = 1_000.0
 ERRORS_PERCENT: Final = 5.0
 JUDGED_CALLS: Final = 20  # of which one that failed is five percent: fewer say little about a rate
+JUDGED_READS: Final = 1_000  # before, most of what is asked for is asked for the first time
+POOR_HIT_RATE: Final = 0.5
 CPU_WARN_PERCENT: Final = 80.0
 MEMORY_WARN_PERCENT: Final = 85.0
 FULL_PERCENT: Final = 95.0
@@ -179,6 +182,22 @@ def judge_configuration(config: Config, faults: Mapping[str, str], refusal: str 
         "refusal": refusal or "",
     }
     return Check(Status.UNHEALTHY if refusal is not None or lacks_key else usual, details)
+
+
+def judge_cache(state: CacheState) -> Check:
+    """A Redis that is not reached or not heard degrades, and so does a hit rate of a half or less."""
+    is_lost = state.is_shared and not (state.is_reached and state.is_sound)
+    is_poor = state.asked >= JUDGED_READS and state.hit_rate <= POOR_HIT_RATE
+    details = {
+        "configured": state.is_shared,
+        "reached": state.is_shared and state.is_reached,
+        "sound": state.is_sound,
+        "reads": state.asked,
+        "hit_rate": round(state.hit_rate, 3),
+        "entries": state.entries,
+        "size_bytes": state.size_bytes,
+    }
+    return Check(Status.DEGRADED if is_lost or is_poor else Status.HEALTHY, details)
 
 
 def health_document(report: Report, now_s: float) -> dict[str, object]:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engram_sidecar.breaker import State
+from engram_sidecar.cachestate import CacheState
 from engram_sidecar.consistency import Level
 from engram_sidecar.gate import Kind, Shown
 from engram_sidecar.recent import Recent
@@ -25,6 +26,68 @@ _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
 Series = tuple[str, tuple[str, str], int, bool]  # operation, route, hundreds of the status, success
+
+
+class CacheMetrics:
+    """The metrics of both cache levels and the bulletin."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        hit_rate = Gauge(
+            "memory_cache_hit_rate",
+            "The part of the reads by id that no shard was asked for, since the start.",
+            registry=registry,
+        )
+        hit_rate.set_function(lambda: 0.0 if self._state is None else self._state().hit_rate)
+        self._cache_reads = Counter(
+            "engram_cache_reads",
+            "Reads by id by what a cache level said; collapsed ones had the answer to another one's.",
+            ("level", "outcome"),
+            registry=registry,
+        )
+        self._cache_entries = Gauge("engram_cache_entries", "Answers that this sidecar keeps.", registry=registry)
+        self._cache_size = Gauge(
+            "engram_cache_size_bytes", "Bytes that what this sidecar keeps takes.", registry=registry
+        )
+        self._cache_evictions = Counter(
+            "engram_cache_evictions", "Answers that are kept no longer, for room or by time.", ("reason",),
+            registry=registry,
+        )  # fmt: skip
+        self._bulletin_events = Counter(
+            "engram_bulletin_events",
+            "Notices of writes that were heard, doubts that emptied the cache, and writes that were told late.",
+            ("event",),
+            registry=registry,
+        )
+        self._bulletin_sound = Gauge(
+            "engram_bulletin_sound", "1 while all that other sidecars write is heard.", registry=registry
+        )
+        self._state: Callable[[], CacheState] | None = None
+        self._counted: dict[Counter, int] = {}
+
+    def follow(self, state: Callable[[], CacheState]) -> None:
+        """Asks it from now on."""
+        self._state = state
+
+    def show(self) -> None:
+        """What is so now."""
+        if self._state is None:
+            return
+        state = self._state()
+        self._cache_entries.set(state.entries)
+        self._cache_size.set(state.size_bytes)
+        self._bulletin_sound.set(state.is_sound)
+        for (level, outcome), count in state.reads.items():
+            self._show_count(self._cache_reads, (level, outcome), count)
+        for reason, count in state.evictions.items():
+            self._show_count(self._cache_evictions, (reason,), count)
+        for event, count in state.events.items():
+            self._show_count(self._bulletin_events, (event,), count)
+
+    def _show_count(self, counter: Counter, labels: tuple[str, ...], count: int) -> None:
+        """Who counts where every microsecond matters counts in a number; the metric follows it."""
+        series = counter.labels(*labels)
+        series.inc(count - self._counted.get(series, 0))
+        self._counted[series] = count
 
 
 class Metrics:
@@ -146,6 +209,7 @@ class Metrics:
             registry=self.registry,
         )
         self._lags: Callable[[], Iterable[tuple[str, str, float]]] = tuple
+        self._caches = CacheMetrics(self.registry)
         self._seal_refused = Counter(
             "engram_sealed_refused", "Encrypted memories that were not opened.", ("reason",), registry=self.registry
         )
@@ -188,6 +252,10 @@ class Metrics:
     def watch_replicas(self, lags: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
         """Asks at every scrape how far behind the replicas are."""
         self._lags = lags
+
+    def watch_caches(self, caches: Callable[[], CacheState]) -> None:
+        """Asks at every scrape how the caches do."""
+        self._caches.follow(caches)
 
     def count_read(self, is_by_replica: bool, level: Level) -> None:  # noqa: FBT001  as who asks tells it
         """Counts a read by who was asked for it."""
@@ -295,6 +363,7 @@ class Metrics:
         self._replica_lags.clear()
         for shard, node, behind_s in self._lags():
             self._replica_lags.labels(shard, node).set(behind_s)
+        self._caches.show()
         self._waiting_requests.clear()
         for (shard, node), count in self._queued().items():
             self._waiting_requests.labels(shard, node).set(count)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engram_sidecar import checkup as room
+from engram_sidecar.cachestate import CacheState
 from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import NodeRefused, QuotaExceeded, ShardUnavailable, SlotMoved
@@ -43,10 +44,14 @@ class FakeStore:
         return []
 
 
+READS = [("local", "hit"), ("local", "stale"), ("local", "collapsed"), ("local", "miss"), ("shared", "hit")]
+NO_CACHES = CacheState(dict.fromkeys(READS, 0), 0, 0, {}, {}, is_shared=False, is_reached=True, is_sound=False)
+
+
 def a_checkup(store: FakeStore, now: list[float]) -> Checkup:
     in_force = InForce(a_config())
     vault = Vault(lambda: in_force.config, bytes, lambda *_: None)
-    parts = Parts(tuple, Recent(), lambda: Used(None, None))
+    parts = Parts(tuple, Recent(), lambda: Used(None, None), lambda: NO_CACHES)
     return Checkup(store, in_force, vault, parts, World(time.time, lambda: now[0], bytes))  # type: ignore[arg-type]
 
 

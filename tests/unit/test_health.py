@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 
 from engram_contract.policy import Limits
 from engram_sidecar.breaker import State, View
+from engram_sidecar.cachestate import CacheState
 from engram_sidecar.gate import Kind, Shown
 from engram_sidecar.health import (
     CHECKS,
@@ -18,6 +19,7 @@ from engram_sidecar.health import (
     Used,
     health_document,
     judge_breakers,
+    judge_cache,
     judge_configuration,
     judge_database,
     judge_performance,
@@ -180,3 +182,26 @@ def _list(check: Check, name: str) -> list[dict[str, object]]:
     found = check.details[name]
     assert isinstance(found, list)
     return found
+
+
+def caches(hits: int, misses: int, **state: bool) -> CacheState:
+    reads = {("local", outcome): 0 for outcome in ("stale", "collapsed")}
+    reads |= {("local", "hit"): hits, ("local", "miss"): misses, ("shared", "hit"): 0}
+    said = {"is_shared": False, "is_reached": True, "is_sound": False} | state
+    return CacheState(reads, 3, 4_000, {}, {}, **said)
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (caches(0, 0), Status.HEALTHY),  # nobody asked, and there is no Redis to reach
+        (caches(499, 500), Status.HEALTHY),  # too few to judge by
+        (caches(500, 500), Status.DEGRADED),
+        (caches(501, 499), Status.HEALTHY),
+        (caches(9, 1, is_shared=True, is_sound=True), Status.HEALTHY),
+        (caches(9, 1, is_shared=True), Status.DEGRADED),
+        (caches(9, 1, is_shared=True, is_sound=True, is_reached=False), Status.DEGRADED),
+    ],
+)
+def test_a_cache_that_is_not_reached_or_seldom_hit_degrades(state: CacheState, status: Status) -> None:
+    assert judge_cache(state).status is status

@@ -19,7 +19,7 @@ Made from the sources by `python tests/unit/test_metrics_reference.py`. All are 
 A sidecar serves one tenant, so none of its metrics has a label for it: a scrape adds the pod and its namespace. Labels
 are operations, templates of paths, nodes and outcomes, never a key, a path or a user; whatever is sent, the number of
 series is bounded. `memory_store_size_bytes` and `engram_memories` are the whole tenant's, the same from each of its
-sidecars: take the highest, not the sum. `memory_cache_hit_rate` comes with the caches.
+sidecars: take the highest, not the sum.
 """
 
 
