@@ -26,6 +26,7 @@ from engram_contract.policy import Policy
 from engram_contract.shardmap import ShardMap
 from engram_sidecar.errors import AgentNotAllowed, BadConfig
 from engram_sidecar.identity import Identity
+from engram_sidecar.redisdoor import is_address
 from engram_sidecar.trust import is_bundle
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,13 @@ def _credentials(text: str) -> Credentials:
     credentials = Credentials.from_json(text)
     if credentials.ca and not is_bundle(credentials.ca):
         raise Refused("ca", "holds no certificates in PEM")
+    if cache := credentials.cache:
+        if not is_address(cache.url):
+            raise Refused(
+                "cache.url", "is no redis://host:port or rediss://host:port, with the number of a database at most"
+            )
+        if cache.ca and not is_bundle(cache.ca):
+            raise Refused("cache.ca", "holds no certificates in PEM")
     return credentials
 
 

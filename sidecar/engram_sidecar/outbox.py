@@ -49,7 +49,6 @@ class Outbox:
         self._size = 0
         self._forgets = False
         self._added = 0
-        self.overflows = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting) or self._forgets
@@ -93,4 +92,3 @@ class Outbox:
             latest[told.shard] = max(later, default=None)
         self._waiting = deque((self._added, Told(shard, None, position)) for shard, position in latest.items())
         self._size, self._forgets = len(self._waiting), True
-        self.overflows += 1

@@ -342,6 +342,21 @@ def _is_unproven(error: ssl.SSLError) -> bool:
     return isinstance(error, ssl.SSLCertVerificationError)
 
 
+def is_address(url: str) -> bool:
+    """Whether this is the URL of one Redis. A login in it is passed over: that has its own place."""
+    try:
+        parts = urlsplit(url)
+        return bool(
+            parts.scheme in {"redis", "rediss"}
+            and parts.hostname
+            and parts.port != 0
+            and (parts.path.strip("/").isdecimal() or parts.path in {"", "/"})
+            and not (parts.query or parts.fragment)
+        )
+    except ValueError:
+        return False
+
+
 def _place(login: CacheLogin) -> tuple[str, str, str]:
     """What open connections are for: with another one they are of no use."""
     return login.url, login.user, login.ca

@@ -113,7 +113,7 @@ async def test_what_is_told_is_heard_by_the_others_in_order(redis: RedisServer) 
         assert other.heard == [("s0", (memory_id(n),), Position(1, n)) for n in range(TOLD)]
         assert teller.heard == other.heard
         await other.settle()
-        assert (other.doubts, teller.bulletin.late) == (doubts, 0)
+        assert other.doubts == doubts
         assert teller.bulletin.writes == other.bulletin.writes
 
 
@@ -195,10 +195,17 @@ FAULTS = [cut_listeners, lose_all, lose_counter, lose_a_notice, tell_without_cou
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_a_fault_ends_in_doubt_within_one_beat_and_heals(redis: RedisServer, fault: Fault) -> None:
     async with pair(redis) as (teller, other):
-        doubts, beats = other.doubts, other.bulletin._number
+        doubts = other.doubts
         await fault(redis)
-        await eventually(lambda: other.doubts > doubts)
-        assert other.bulletin._number - beats <= 1
+        fault_s = asyncio.get_running_loop().time()
+        sound: list[float] = []  # when beats were sent that came back before the doubt
+
+        def is_in_doubt() -> bool:
+            sound.append(other.bulletin.sound_s or 0.0)
+            return other.doubts > doubts
+
+        await eventually(is_in_doubt)
+        assert max(sound[:-1], default=0.0) <= fault_s
         await eventually(lambda: teller.is_sound and teller.bulletin.writes == other.bulletin.writes)
         settled = other.doubts
         await teller.bulletin.tell("s0", [memory_id(1)], None)
@@ -388,7 +395,8 @@ async def test_the_breaker_leaves_a_broken_redis_alone_and_finds_it_again(redis:
         with pytest.raises(CacheUnavailable) as failed:
             await door.mget([f"{ROLE}:a"])
         said.append(str(failed.value))
-    assert said == ["no connection"] * LIMITS.failures + ["it failed again and again and is left alone"] * 2
+    assert set(said[: LIMITS.failures]) <= {"no connection", "no answer in time"}
+    assert said[LIMITS.failures :] == ["it failed again and again and is left alone"] * 2
     redis.start()
     await redis.admit(ROLE)
     async with asyncio.timeout(30):

@@ -20,7 +20,7 @@ from engram_sidecar.records import Draft, Memory
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.remote import FILL_S, MAX_VALUE_BYTES, Remote, Ticket
 from engram_sidecar.sealing import Sealer
-from engram_sidecar.tally import generation_of
+from engram_sidecar.tally import GENERATION, generation_of
 from tests.harness import KEYRING
 from tests.redis_server import Program, RedisServer, eventually, redis_server
 
@@ -59,13 +59,15 @@ class Caching:
     def _clock(self) -> float:
         return self.now.timestamp()
 
-    def ticket(self) -> Ticket:
+    async def ticket(self) -> Ticket:
+        """One that is good; on a busy machine a notice may be late for a moment."""
+        await eventually(lambda: self.remote.ticket() is not None)
         ticket = self.remote.ticket()
         assert ticket is not None
         return ticket
 
     async def found(self, memory: Memory) -> Memory | None:
-        return (await get(self.remote, [memory.id], self.ticket())).get(memory.id)
+        return (await get(self.remote, [memory.id], await self.ticket())).get(memory.id)
 
 
 @asynccontextmanager
@@ -110,20 +112,20 @@ async def everything(redis: RedisServer) -> dict[bytes, bytes]:
 async def test_what_one_put_there_the_other_finds(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         stored = [memory(1), memory(2, "long " * 2_000), replace(memory(3), importance=None, key="k")]
-        await fill(one.remote, stored, one.ticket())
-        found = await get(other.remote, [*(each.id for each in stored), memory(4).id], other.ticket())
+        await fill(one.remote, stored, await one.ticket())
+        found = await get(other.remote, [*(each.id for each in stored), memory(4).id], await other.ticket())
         assert found == {each.id: each for each in stored}
         assert (other.remote.failures, other.remote.undecodable) == (0, 0)
         lengths = sorted(len(value) for value in (await everything(redis)).values())
         assert lengths[-1] < 1_000  # what is long is packed
-        assert await get(other.remote, [], other.ticket()) == {}
+        assert await get(other.remote, [], await other.ticket()) == {}
 
 
 async def test_a_write_takes_it_away_and_keeps_older_reads_out(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         old = memory(1)
-        before = other.ticket()
-        await fill(one.remote, [old], one.ticket())
+        before = await other.ticket()
+        await fill(one.remote, [old], await one.ticket())
         await one.bulletin.tell("s0", [old.id], None)
         assert await other.found(old) is None
         await fill(other.remote, [old], before)  # read before the write, put there behind it
@@ -134,7 +136,7 @@ async def test_a_write_takes_it_away_and_keeps_older_reads_out(redis: RedisServe
 @pytest.mark.parametrize("fault", ["CLIENT KILL TYPE pubsub", "FLUSHALL", f"DEL {ROLE}:writes"])
 async def test_what_was_read_before_a_doubt_is_not_put_there(redis: RedisServer, fault: str) -> None:
     async with caching(redis) as (one, _):
-        before, doubts = one.ticket(), one.bulletin.doubts
+        before, doubts = await one.ticket(), one.bulletin.doubts
         await redis.run(*fault.split())
         await eventually(lambda: one.bulletin.doubts > doubts and one.bulletin.writes is not None)
         await fill(one.remote, [memory(1)], before)
@@ -144,14 +146,14 @@ async def test_what_was_read_before_a_doubt_is_not_put_there(redis: RedisServer,
 
 async def test_what_took_too_long_to_read_is_not_put_there(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
-        ticket = one.ticket()
+        ticket = await one.ticket()
         await fill(one.remote, [memory(1)], replace(ticket, taken_s=ticket.taken_s - FILL_S))
         assert await one.found(memory(1)) is None
 
 
 async def test_who_owes_a_notice_trusts_nothing_and_puts_nothing_there(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
-        before = one.ticket()
+        before = await one.ticket()
         await redis.run("ACL", "SETUSER", ROLE, "-publish")
         await one.bulletin.tell("s0", [memory(9).id], None)
         assert one.bulletin.is_owing
@@ -165,7 +167,7 @@ async def test_who_owes_a_notice_trusts_nothing_and_puts_nothing_there(redis: Re
 async def test_it_is_gone_when_it_expires(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         short, long = memory(1, expires=NOW + timedelta(seconds=30)), memory(2, expires=NOW + timedelta(days=1))
-        await fill(one.remote, [short, long, memory(3, expires=NOW)], one.ticket())
+        await fill(one.remote, [short, long, memory(3, expires=NOW)], await one.ticket())
         keys = [key for key in await everything(redis) if b":m:" in key]
         ttls = sorted([await redis.run("PTTL", key) for key in keys])
         assert len(ttls) == 2
@@ -178,11 +180,11 @@ async def test_it_is_gone_when_it_expires(redis: RedisServer) -> None:
 async def test_what_cannot_be_read_is_a_miss_and_counted(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
         stored = memory(1)
-        await fill(one.remote, [stored], one.ticket())
+        await fill(one.remote, [stored], await one.ticket())
         [key] = [key for key in await everything(redis) if b":m:" in key]
         await redis.run("SET", key, b"\x01garbage")
         assert await one.found(stored) is None
-        await fill(one.remote, [memory(2)], one.ticket())
+        await fill(one.remote, [memory(2)], await one.ticket())
         await redis.run("COPY", key.replace(str(stored.id).encode(), str(memory(2).id).encode()), key, "REPLACE")
         assert await one.found(stored) is None  # another memory's row
         await redis.run("DEL", key)
@@ -193,7 +195,7 @@ async def test_what_cannot_be_read_is_a_miss_and_counted(redis: RedisServer) -> 
 
 async def test_a_redis_that_is_gone_is_a_miss(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
-        ticket = one.ticket()
+        ticket = await one.ticket()
         redis.kill()
         for _ in range(20):
             assert await get(one.remote, [memory(1).id], ticket) == {}
@@ -204,20 +206,20 @@ async def test_a_redis_that_is_gone_is_a_miss(redis: RedisServer) -> None:
 
 async def test_results_of_a_search_end_with_the_next_write(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
-        before = one.ticket()
+        before = await one.ticket()
         await one.remote.fill_search("digest", b"results", before)
-        assert await other.remote.get_search("digest", other.ticket()) == b"results"
-        assert await other.remote.get_search("another", other.ticket()) is None
+        assert await other.remote.get_search("digest", await other.ticket()) == b"results"
+        assert await other.remote.get_search("another", await other.ticket()) is None
         await one.bulletin.tell("s0", [memory(1).id], None)
-        assert await one.remote.get_search("digest", one.ticket()) is None
+        assert await one.remote.get_search("digest", await one.ticket()) is None
         await eventually(lambda: other.bulletin.writes == one.bulletin.writes)
-        assert await other.remote.get_search("digest", other.ticket()) is None
-        await one.remote.fill_search("digest", b"x" * (MAX_VALUE_BYTES + 1), one.ticket())
-        assert await one.remote.get_search("digest", one.ticket()) is None
+        assert await other.remote.get_search("digest", await other.ticket()) is None
+        await one.remote.fill_search("digest", b"x" * (MAX_VALUE_BYTES + 1), await one.ticket())
+        assert await one.remote.get_search("digest", await one.ticket()) is None
 
 
 async def test_what_was_read_before_a_write_never_stands_behind_it(redis: RedisServer) -> None:
-    """Two sidecars write and read 200 rows at random: what is found is what was told of last, or newer."""
+    """Two sidecars write 150 rows and read 200 at random: what is found is what was told of last, or newer."""
     rows, chance = range(1, 201), random.Random(5)
     stored, told = dict.fromkeys(rows, 1), dict.fromkeys(rows, 1)
     found_any = 0
@@ -227,13 +229,14 @@ async def test_what_was_read_before_a_write_never_stands_behind_it(redis: RedisS
             stored[number] += 1
             await asyncio.sleep(chance.uniform(0, 0.002))  # a commit whose answer is under way
             await at.bulletin.tell("s0", [memory(number).id], None)
-            told[number] = stored[number]
+            if not at.bulletin.is_owing:  # as on a very busy machine
+                told[number] = stored[number]
 
     async def read(at: Caching) -> None:
         nonlocal found_any
         for _ in range(1_000):
             number = chance.choice(rows)
-            ticket, floor = at.ticket(), told[number]
+            ticket, floor = await at.ticket(), told[number]
             found = (await get(at.remote, [memory(number).id], ticket)).get(memory(number).id)
             if found is not None:
                 assert found.version >= floor
@@ -244,7 +247,9 @@ async def test_what_was_read_before_a_write_never_stands_behind_it(redis: RedisS
             await fill(at.remote, [replace(memory(number), version=version)], ticket)
 
     async with caching(redis) as (one, other):
-        await asyncio.gather(write(one, rows[::2]), write(other, rows[1::2]), *(read(at) for at in (one, other) * 2))
+        await fill(one.remote, [memory(number) for number in rows], await one.ticket())
+        writers = write(one, rows[:150:2]), write(other, rows[1:150:2])  # the last fifty stay as they are
+        await asyncio.gather(*writers, *(read(at) for at in (one, other) * 2))
         assert found_any > 100
 
 
@@ -257,7 +262,7 @@ async def test_nothing_of_an_encrypted_tenant_is_in_the_clear(redis: RedisServer
         plain, keys = memory(1), sealer()
         envelope = await keys.seal(plain.id, Draft(content=plain.content, value=plain.value))
         stored = replace(plain, content="", value="null", sealed=envelope)
-        await fill(one.remote, [stored, memory(2), replace(memory(3), sealed=envelope)], one.ticket())
+        await fill(one.remote, [stored, memory(2), replace(memory(3), sealed=envelope)], await one.ticket())
         found = await other.found(stored)
         assert found == stored
         assert await keys.open(found) == plain
@@ -269,7 +274,7 @@ async def test_nothing_of_an_encrypted_tenant_is_in_the_clear(redis: RedisServer
 
 async def test_the_look_into_redis_memory_sees_what_is_in_the_clear(redis: RedisServer) -> None:
     async with caching(redis) as (one, _):
-        await fill(one.remote, [memory(1)], one.ticket())
+        await fill(one.remote, [memory(1)], await one.ticket())
         assert count_in_memory(redis, WORDS) > 0
 
 
@@ -287,9 +292,20 @@ def count_in_memory(redis: RedisServer, wanted: bytes) -> int:
 
 async def test_another_generation_reaches_nothing_of_the_one_before(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
-        await fill(one.remote, [memory(1)], one.ticket())
-        before = generation_of(one.ticket().writes)
+        await fill(one.remote, [memory(1)], await one.ticket())
+        before = generation_of((await one.ticket()).writes)
         one.bulletin.adopt(None)
         one.bulletin.adopt(redis.login(ROLE))  # it may have written meanwhile what nobody was told of
         await eventually(lambda: generation_of(other.bulletin.writes or 0) > before)
         assert await other.found(memory(1)) is None
+
+
+async def test_a_tombstone_stands_in_the_generation_that_holds(redis: RedisServer) -> None:
+    """Somebody moved it, and the writer does not know yet: what others keep from now on is in the new one."""
+    async with caching(redis) as (one, _):
+        known = generation_of((await one.ticket()).writes)
+        await redis.run("INCRBY", f"{ROLE}:writes", GENERATION)
+        await one.bulletin.tell("s0", [memory(1).id], None)
+        tombstones = {key: value for key, value in (await everything(redis)).items() if b":m:" in key}
+        places = {f"{ROLE}:m:{each:x}:{memory(1).id}".encode() for each in (known, known + 1)}
+        assert tombstones == dict.fromkeys(places, b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engram_contract.caching import Caching
-from engram_contract.credentials import Credentials, DataKey, Keyring
+from engram_contract.credentials import CacheLogin, Credentials, DataKey, Keyring
 from engram_contract.policy import Agent, Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
 from engram_sidecar.config import FILES, Config, InForce, Part, Watched, read_config, watch
@@ -241,6 +241,33 @@ async def test_no_secret_of_a_wrong_file_is_told(folder: Path) -> None:
             await Watched(folder).look(in_force)
     assert len(heard.records) == 2
     assert all("hush" not in str(record.__dict__) for record in heard.records)
+
+
+@pytest.mark.parametrize(
+    ("url", "ca", "member"),
+    [
+        ("http://cache:6379", "", "cache.url"),
+        ("redis://", "", "cache.url"),
+        ("redis://cache:port", "", "cache.url"),
+        ("redis://cache:99999", "", "cache.url"),
+        ("redis://cache/first", "", "cache.url"),
+        ("redis://cache?ssl_cert_reqs=none", "", "cache.url"),
+        ("unix:///socket", "", "cache.url"),
+        ("rediss://cache", "no PEM", "cache.ca"),
+        ("redis://cache", "", None),
+        ("rediss://secret:secret@cache:6380/2", "", None),
+        ("redis://[::1]:6379/", "", None),
+    ],
+)
+def test_the_caches_login_is_checked_with_the_others(folder: Path, url: str, ca: str, member: str | None) -> None:
+    cached = replace(CREDENTIALS, cache=CacheLogin(url, "t_a", ("secret",), ca))
+    write(folder, cached)
+    if member is None:
+        assert read_config(folder).credentials == cached
+        return
+    with pytest.raises(BadConfig, match=rf"credentials.json: {member}") as refused:
+        read_config(folder)
+    assert "secret" not in str(refused.value)
 
 
 async def test_keys_that_never_were_are_no_fault(folder: Path) -> None:
