@@ -144,7 +144,8 @@ async def peer_database(local: LocalMode) -> str:
 def requests_of(ids: Sequence[str], values: Sequence[Value]) -> dict[str, list[str]]:
     """Whole requests of each kind."""
     return {
-        "get": [request("GET", f"/v1/memories/{memory}") for memory in ids],
+        # A strong read is asked of the shard: what the sidecar keeps is bench_hits.py's.
+        "get": [request("GET", f"/v1/memories/{memory}", consistency="strong") for memory in ids],
         "put": [
             request("PUT", f"/v1/memories/{memory}", each.fields) for memory, each in zip(ids, values, strict=True)
         ],
@@ -156,10 +157,12 @@ def requests_of(ids: Sequence[str], values: Sequence[Value]) -> dict[str, list[s
     }
 
 
-def request(method: str, target: str, body: object = None) -> str:
+def request(method: str, target: str, body: object = None, consistency: str = "session") -> str:
     """The text of a request, of ASCII only."""
     payload = "" if body is None else json.dumps(body)
     head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    if consistency != "session":
+        head += f"Engram-Consistency: {consistency}\r\n"
     return f"{head}Content-Length: {len(payload)}\r\n\r\n{payload}"
 
 

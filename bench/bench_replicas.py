@@ -18,6 +18,7 @@ from engram_operator.clients import postgres
 from engram_sidecar.settings import Settings
 from rows import Row
 from tests.harness import (
+    NO_CACHE,
     Http,
     RealServer,
     SidecarThread,
@@ -55,7 +56,9 @@ def run() -> dict[str, float]:
         primary = RealServer.create(folder / "s0", 18)
         replica = primary.make_standby(folder / "s0-1")
         try:
-            tenant = asyncio.run(create_tenant("bench", [primary], Path(config) / "plain", spec=PLAIN))
+            tenant = asyncio.run(
+                create_tenant("bench", [primary], Path(config) / "plain", spec=PLAIN, caching=NO_CACHE)
+            )
             members = asyncio.run(with_members(tenant, (primary, replica), Path(config) / "members"))
             plain = SidecarThread(Settings(tenant.config_dir, http_port=0, admin_port=0))
             known = SidecarThread(Settings(members, http_port=0, admin_port=0))
@@ -72,7 +75,7 @@ async def with_members(tenant: Tenant, servers: tuple[RealServer, ...], folder: 
     members = tuple(Node(f"s0-{at}", each.admin.host, each.admin.port) for at, each in enumerate(servers))
     shard_map = replace(tenant.shard_map, shards=(replace(shard, members=members),), epoch=2)
     await postgres.publish_map(servers[0].admin, "s0", shard_map)
-    write_config(folder, shard_map, tenant_spec("bench", **PLAIN).policy(LOCAL_QUOTAS))
+    write_config(folder, shard_map, tenant_spec("bench", **PLAIN).policy(LOCAL_QUOTAS, cache=NO_CACHE))
     return folder
 
 

@@ -23,13 +23,18 @@ _HEADERS: Final = {
         "schema": {"type": "string", "examples": ["map=3, policy=7, credentials=2, keys=1"]},
     },
     SESSION_HEADER: {
-        "description": "What the session has written and seen so far, to be sent with its next request; of shards "
-        "that have replicas, so perhaps absent.",
+        "description": "What the session has written and seen so far, and where; to be sent with its next request. "
+        "Absent where no memory was read or written.",
         "schema": {"type": "string", "maxLength": MAX_CHARS},
     },
     "Age": {
-        "description": "What was written longer ago than so many seconds was seen; of reads where there are replicas.",
+        "description": "What was written longer ago than so many seconds was seen; of reads by a replica or a cache.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "Cache-Status": {
+        "description": "RFC 9211: whether the answer is what the sidecar keeps (hit), and if not, why; of reads of one "
+        "memory.",
+        "schema": {"type": "string", "examples": ["engram; hit; ttl=290", "engram; fwd=uri-miss"]},
     },
 }
 
