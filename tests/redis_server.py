@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -21,9 +21,11 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from engram_cli.ports import is_free, ports_from
-from engram_contract.credentials import CacheLogin
+from engram_contract.credentials import CacheLogin, Credentials
+from engram_contract.names import CREDENTIALS_FILE
 from engram_operator.clients.cache import COMMANDS
 from engram_operator.manifests.redis import OPERATOR_USER
+from tests.harness import Tenant
 
 OLDEST: Final = 7
 NEWER: Final = {"client|setinfo"}  # came with 7.2; Debian 12 has 7.0
@@ -191,6 +193,14 @@ def redis_server(program: Program, folder: Path, settings: Mapping[str, str] | N
         yield server
     finally:
         server.kill()
+
+
+async def share(redis: RedisServer, tenant: Tenant) -> None:
+    """The tenant's sidecars have a login for it."""
+    await redis.admit(tenant.role)
+    path = tenant.config_dir / CREDENTIALS_FILE
+    credentials = replace(Credentials.from_json(path.read_text()), cache=redis.login(tenant.role))
+    path.write_text(credentials.to_json())
 
 
 async def eventually(is_so: Any, timeout_s: float = 30.0) -> None:  # noqa: ANN401  any function without arguments

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from engram_contract.shardmap import ShardMap
 from engram_sidecar.settings import Settings
 from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder
 from tests.pooler import NoPooler, Pooler, admit_pooler, pooler_before, prepare_pooler
-from tests.redis_server import NoRedis, Program, prepare_redis
+from tests.redis_server import NoRedis, Program, RedisServer, prepare_redis, redis_server
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,13 @@ def redis_program() -> Iterator[Program]:
             yield prepare_redis(folder)
         except NoRedis as reason:
             pytest.skip(str(reason))
+
+
+@pytest.fixture
+def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with redis_server(redis_program, tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

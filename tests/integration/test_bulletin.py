@@ -91,12 +91,6 @@ async def pair(redis: RedisServer) -> AsyncIterator[tuple[Listener, Listener]]:
         yield teller, other
 
 
-@pytest.fixture
-def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(redis_program, tmp_path / "redis") as server:
-        yield server
-
-
 def memory_id(number: int) -> MemoryId:
     return MemoryId(number % 16_384, UUID(int=number))
 

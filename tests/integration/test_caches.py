@@ -13,15 +13,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from engram_contract.credentials import Credentials
-from engram_contract.names import CREDENTIALS_FILE
 from engram_contract.shardmap import Node
 from engram_operator.clients import postgres
 from engram_sidecar.app import serving
 from engram_sidecar.bulletin import TOMBSTONE_S
 from engram_sidecar.settings import Settings
 from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
-from tests.redis_server import Program, RedisServer, redis_server
+from tests.redis_server import RedisServer, share
 
 SECONDS = 8.0
 KEYS = 6
@@ -52,20 +50,6 @@ async def tenant_of(servers: tuple[RealServer, ...], folder: Path, **resilience:
         await postgres.publish_map(servers[0].admin, "s0", shard_map)
         (folder / "map.json").write_text(shard_map.to_json())
     return tenant
-
-
-async def share(tenant: Tenant, redis: RedisServer) -> None:
-    """The tenant's sidecars have a login for Redis."""
-    await redis.admit(tenant.role)
-    path = tenant.config_dir / CREDENTIALS_FILE
-    credentials = replace(Credentials.from_json(path.read_text()), cache=redis.login(tenant.role))
-    path.write_text(credentials.to_json())
-
-
-@pytest.fixture
-def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(redis_program, tmp_path / "redis") as server:
-        yield server
 
 
 Serve = Callable[[Tenant, int], Any]
@@ -170,7 +154,7 @@ async def test_no_session_reads_less_where_sidecars_tell_each_other_and_redis_co
     members: int,
 ) -> None:
     tenant = await tenant_of(pair[:members], tmp_path / "config")
-    await share(tenant, redis)
+    await share(redis, tenant)
     faults = asyncio.create_task(trouble(redis, tenant.role))
     callers = await watched(await serve(tenant, 3), http, 2 * SECONDS)
     await faults
@@ -200,7 +184,7 @@ async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the
 ) -> None:
     """Without a session: the answer is kept for minutes, and yet another one within milliseconds of the write."""
     tenant = await tenant_of(pair[:1], tmp_path / "config")
-    await share(tenant, redis)
+    await share(redis, tenant)
     one, other = (Caller(http, [port], None) for port in await serve(tenant, 2))
     await until_kept(one)
     late_s = []

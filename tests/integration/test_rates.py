@@ -17,6 +17,7 @@ from engram_contract.names import POLICY_FILE
 from engram_sidecar.config import read_config
 from engram_sidecar.settings import Settings
 from tests.harness import NUMBERS, Answer, Http, RealServer, SidecarThread, Tenant, create_tenant
+from tests.redis_server import RedisServer, share
 
 RATE = 3
 BURST = 40
@@ -59,6 +60,11 @@ class Stage:
         while f"policy={changed.generation}" not in self.ask("GET", "/v1/health").headers["engram-config"]:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
+
+    def counts_alone(self) -> bool:
+        """Whether the sidecar does, when it is asked something."""
+        self.ask("GET", "/v1/memories")
+        return self.metric("engram_rate_limit_alone") == 1.0
 
     def metric(self, name: str) -> float:
         found = re.search(rf"^{name} (\S+)$", self.look("/metrics").body.decode(), re.MULTILINE)
@@ -135,6 +141,34 @@ def test_a_rate_that_changes_counts_without_a_restart(stage: Stage) -> None:
     stage.set_rate(0)
     answers, _ = stage.burst()
     assert {answer.status for answer in answers} == {200}
+
+
+def test_sidecars_that_share_a_count_admit_the_rate_together(
+    servers: tuple[RealServer, RealServer], tmp_path: Path, redis: RedisServer
+) -> None:
+    """Twice what one may ask, for some seconds: each alone would admit all of the rate."""
+    rate, seconds = 20, 3
+    spec = {"quota": {"requestsPerSecond": rate}, "audit": {"enabled": False}}
+    tenant = asyncio.run(create_tenant(f"rated{next(NUMBERS)}", servers, tmp_path / "config", spec=spec))
+    asyncio.run(share(redis, tenant))
+    settings = Settings(tenant.config_dir, http_port=0, admin_port=0)
+    with SidecarThread(settings).running() as one, SidecarThread(settings).running() as other:
+        stages = [Stage(tenant, one), Stage(tenant, other)]
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while any(stage.counts_alone() for stage in stages):
+            assert time.monotonic() < deadline_s
+        began_s = time.time()
+
+        def ask_on(stage: Stage) -> int:
+            admitted = 0
+            while time.time() < began_s + seconds:
+                admitted += stage.ask("GET", "/v1/memories").status == 200
+            return admitted
+
+        with ThreadPoolExecutor(8) as threads:
+            admitted = sum(threads.map(ask_on, stages * 4))
+        touched = int(time.time()) - int(began_s) + 1
+        assert rate * (seconds - 1) <= admitted <= rate * touched
 
 
 def test_the_client_is_told_when_to_come_again(stage: Stage) -> None:

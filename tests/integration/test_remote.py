@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ from engram_sidecar.remote import FILL_S, MAX_VALUE_BYTES, Remote, Ticket
 from engram_sidecar.sealing import Sealer
 from engram_sidecar.tally import GENERATION, generation_of
 from tests.harness import KEYRING
-from tests.redis_server import Program, RedisServer, eventually, redis_server
+from tests.redis_server import RedisServer, eventually
 
 ROLE = "t_remote"
 POSITION = Position(1, 77)
@@ -88,12 +88,6 @@ async def caching(redis: RedisServer, *, encrypts: bool = False) -> AsyncIterato
         await asyncio.wait(tasks)
         for each in both:
             await each.door.close()
-
-
-@pytest.fixture
-def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(redis_program, tmp_path / "redis") as server:
-        yield server
 
 
 def memory(number: int, content: str = PHRASE, expires: datetime | None = None) -> Memory:
