@@ -35,16 +35,19 @@ from engram_sidecar.openapi import openapi_document
 from engram_sidecar.patience import begin_request
 from engram_sidecar.pipeline import Pipeline
 from engram_sidecar.problems import Problem, problem, to_problem
-from engram_sidecar.records import Conditions, Delete, Draft, Found, Hit, Patch, Put, Replay
+from engram_sidecar.records import Conditions, Delete, Draft, Hit, Patch, Put, Replay
 from engram_sidecar.responses import (
     REPLAYED,
+    Results,
     beside_loop,
     encoded_response,
     health_response,
     json_response,
     replay_response,
+    results_of,
     stored_response,
 )
+from engram_sidecar.searches import Searches
 from engram_sidecar.shortcut import Shortcut
 from engram_sidecar.timing import part
 from engram_sidecar.tracing import Tracer
@@ -72,9 +75,10 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """What a request passes before it is handled: the short way of what is kept, and the tenant's rate."""
+    """What a request may be answered or refused by before a shard is asked: what is kept, and the tenant's rate."""
 
     shortcut: Shortcut
+    searches: Searches
     limiter: Limiter
 
 
@@ -96,6 +100,7 @@ class Api:
         self._limits = intake.limits
         self._in_force = in_force
         self._shortcut = doors.shortcut
+        self._searches = doors.searches
         self._limiter = doors.limiter
         self._metrics = watch.metrics
         self._trail = watch.trail
@@ -316,24 +321,21 @@ class Api:
         after = wire.parse_cursor(query["cursor"][0]) if "cursor" in query else None
         call.subject.is_selection(selection)
         found = await self._pipeline.list_newest(selection, limit, after)
-        return await self._found_response(call, "list", found, wire.page_document)
+        return self._results_response(call, "list", await results_of(found, wire.page_document))
 
     async def _search(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        query, selection, limit = wire.parse_search(await self._intake.json(call), self._limits)
+        document = await self._intake.json(call)
+        query, selection, limit = wire.parse_search(document, self._limits)
         call.subject.is_selection(selection)
-        found = await self._pipeline.search(query, selection, limit)
-        return await self._found_response(call, "search", found, wire.results_document)
+        results = await self._searches.get(document, partial(self._pipeline.search, query, selection, limit))
+        return self._results_response(call, "search", results)
 
-    async def _found_response(
-        self, call: Call, operation: str, found: Found, build: Callable[[Found], dict[str, object]]
-    ) -> web.Response:
-        call.subject.details = {"found": len(found.hits)}
-        if found.failures:
+    def _results_response(self, call: Call, operation: str, results: Results) -> web.Response:
+        call.subject.details = {"found": results.count}
+        if results.is_incomplete:
             self._metrics.count_incomplete(operation)
-        with part("encode"):
-            body = await beside_loop(len(found.hits), lambda: wire.encode(build(found)))
-        return encoded_response(body)
+        return encoded_response(results.body)
 
     async def _batch(self, call: Call) -> web.Response:
         self._intake.query(call, ())

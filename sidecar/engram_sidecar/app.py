@@ -94,7 +94,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
     limiter = _limiter(in_force, caches, metrics)
-    doors = Doors(Shortcut(caches.recall, floors, limiter, in_force, Seen(metrics, trail)), limiter)
+    doors = Doors(Shortcut(caches.recall, floors, limiter, in_force, Seen(metrics, trail)), caches.searches, limiter)
     api = Api(pipeline, ledger, intake, doors, in_force, Watch(metrics, trail, checkup, tracer))
     admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []

@@ -17,6 +17,7 @@ from engram_sidecar.recall import Recall, Rules
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.remote import Remote
 from engram_sidecar.sealing import Vault
+from engram_sidecar.searches import Searches
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Caches:
     bulletin: Bulletin
     remote: Remote
     recall: Recall
+    searches: Searches
 
     @classmethod
     def create(cls, in_force: InForce, vault: Vault, floors: Floors, drawer: Drawer) -> "Caches":
@@ -51,7 +53,7 @@ class Caches:
             time.time,
         )
         recall = Recall(floors, rules, drawer, bulletin, remote)
-        return cls(door, bulletin, remote, recall)
+        return cls(door, bulletin, remote, recall, Searches(recall, bulletin, remote, vault, time.time))
 
     def adopt(self, config: Config) -> None:
         """Another map, policy, keyring or login."""

@@ -106,6 +106,7 @@ class Session:
         self._has_met = False
         self._cached = ""
         self.source: Source | None = None  # of the last answer to a read
+        self.sources: list[tuple[str, Source]] = []  # of all of them, with their shards
 
     def read_headers(self, levels: Sequence[str], tokens: Sequence[str], now_s: float) -> None:
         """Takes what the request says of itself, on the loop's clock. Raises BadRequest that names the header."""
@@ -145,10 +146,12 @@ class Session:
         position = self._answered.get(shard)
         return None if position == UNKNOWN else position
 
-    def met(self, source: Source | None = None) -> None:
+    def met(self, source: Source | None = None, shard: str = "") -> None:
         """The request wrote to a shard, or saw what came from this source."""
         self._has_met = True
-        self.source = source or self.source
+        if source is not None:
+            self.source = source
+            self.sources.append((shard, source))
 
     @property
     def epoch(self) -> int:

@@ -254,7 +254,7 @@ class Recall:
         stored, shard, source = found
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
         recalled = Recalled(body, tag, shard, source)
-        if self._wins(key, recalled, ticket) and self._may_keep(shard, source):
+        if self._wins(key, recalled, ticket) and self.may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
             if stored is not None and shared is not None and not source.is_shared:
                 self._loads.go_on_beside(asyncio.create_task(self._remote.fill(stored, source.shown, shared)))
@@ -284,8 +284,8 @@ class Recall:
             self._loads.part(key)
         return is_valid and order is not None and order >= 0
 
-    def _may_keep(self, shard: str, source: Source) -> bool:
-        """Not what a replica said that may lack what was written here or what others told."""
+    def may_keep(self, shard: str, source: Source) -> bool:
+        """Whether an answer may be shown to others: not what a replica said that may lack what they were told of."""
         if source.look is None:
             return True
         heard = self._heard.get(shard)

@@ -92,9 +92,9 @@ class Remote:
         [value] = await self._read([self._search_key(digest, ticket)])
         return value
 
-    async def fill_search(self, digest: str, value: bytes, ticket: Ticket) -> None:
+    async def fill_search(self, digest: str, value: bytes, left_s: float, ticket: Ticket) -> None:
         """The value is there for whoever asks before the next write. The caller has sealed what is to be sealed."""
-        await self._put(self._search_key(digest, ticket), value, SEARCH_TTL_S, ticket)
+        await self._put(self._search_key(digest, ticket), value, min(left_s, SEARCH_TTL_S), ticket)
 
     async def _read(self, keys: Sequence[str]) -> list[bytes | None]:
         try:

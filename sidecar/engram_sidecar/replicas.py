@@ -207,7 +207,7 @@ class _Shown:
 
     def tell(self, session: Session) -> None:
         """The session saw it."""
-        session.met(self.source)
+        session.met(self.source, self.shard)
         if self.age_s is not None:
             session.is_as_old_as(self.age_s)
         if self.position is not None:

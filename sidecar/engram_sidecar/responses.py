@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from engram_contract.names import REPLAYED_HEADER
 from engram_sidecar import wire
 from engram_sidecar.health import Status
 from engram_sidecar.idempotency import CREATED, Write, status_of
-from engram_sidecar.records import Hit, Replay
+from engram_sidecar.records import Found, Hit, Replay
 from engram_sidecar.timing import part
 
 REPLAYED: Final = {REPLAYED_HEADER: "true"}
@@ -57,6 +58,22 @@ def memory_response(hit: Hit, status: int, headers: Mapping[str, str] | None = N
     """The memory with its entity tag."""
     tags = {"ETag": str(hit.memory.etag), **(headers or {})}
     return json_response(wire.memory_document(hit.memory, hit.shard), status, tags)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The document of a list or a search as JSON, how many memories are in it, and whether a shard is missing."""
+
+    body: bytes
+    count: int
+    is_incomplete: bool = False
+
+
+async def results_of(found: Found, build: Callable[[Found], dict[str, object]]) -> Results:
+    """What was found, as `build` shows it."""
+    with part("encode"):
+        body = await beside_loop(len(found.hits), lambda: wire.encode(build(found)))
+    return Results(body, len(found.hits), bool(found.failures))
 
 
 async def beside_loop(items: int, work: Callable[[], Done]) -> Done:

@@ -9,6 +9,7 @@ Promises
 import asyncio
 import base64
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -24,8 +25,10 @@ from engram_sidecar.indexing import Indexer
 from engram_sidecar.judging import Tokens
 from engram_sidecar.records import Draft, Memory
 from engram_sidecar.timing import part
+from engram_sidecar.wire import encode
 
 KIND: Final = "memory"
+SEARCH: Final = "search"
 # Beyond this AES-GCM would hold the loop for more than about .5 ms (64 KiB: 50 us, 1 MiB: .5 to 2 ms); beside it the
 # interpreter is free, as the cipher drops the GIL.
 INLINE_BYTES: Final = 262_144
@@ -84,6 +87,29 @@ class Sealer:
             if await self._is_inline(len(draft.content) + len(draft.value)):
                 return self._keys.seal(self._bound(memory_id), texts, nonce)
             return await asyncio.to_thread(self._keys.seal, self._bound(memory_id), texts, nonce)
+
+    def search_name(self, asked: bytes) -> str:
+        """What stands for a search where its results are kept. Who has not the index key cannot try out words."""
+        return digest(self._index, self._tenant.encode(), asked).hex
+
+    async def seal_text(self, name: str, first: str, second: str) -> bytes:
+        """Two texts that are kept under this name; as they are, if the tenant's are. Raises KeyMissing."""
+        if not self.encrypts:
+            return encode((first, second))
+        nonce, size, bound = self._random_bytes(NONCE_BYTES), len(second), Bound(self._tenant, SEARCH, name)
+        if await self._is_inline(size):
+            return self._keys.seal(bound, (first, second), nonce)
+        return await asyncio.to_thread(self._keys.seal, bound, (first, second), nonce)
+
+    async def open_text(self, name: str, sealed: bytes) -> tuple[str, str]:
+        """What `seal_text` sealed. Raises KeyMissing, SealBroken, ValueError."""
+        if not self.encrypts:
+            first, second = json.loads(sealed)
+            return first, second
+        bound = Bound(self._tenant, SEARCH, name)
+        if await self._is_inline(len(sealed)):
+            return self._keys.open(bound, sealed)
+        return await asyncio.to_thread(self._keys.open, bound, sealed)
 
     async def open(self, memory: Memory) -> Memory:
         """The memory in the clear. Raises KeyMissing, SealBroken."""

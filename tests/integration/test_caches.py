@@ -206,6 +206,34 @@ async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the
     assert (answer["content"], said["Cache-Status"]) == ("heron", "engram; fwd=uri-miss; detail=shared")
 
 
+async def test_results_of_eventual_searches_are_shared_until_the_next_write(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, redis: RedisServer
+) -> None:
+    tenant = await tenant_of(pair[:1], tmp_path / "config")
+    await share(redis, tenant)
+    one, other = (Caller(http, [port], None) for port in await serve(tenant, 2))
+    await until_kept(one)
+
+    async def search(caller: Caller, level: str = "eventual") -> tuple[list[str], str]:
+        url = f"http://127.0.0.1:{caller.ports[0]}/v1/search"
+        body = {"query": "heron", "user": "ada"}
+        async with http.post(url, json=body, headers={"Engram-Consistency": level}) as answer:
+            found = [each["content"] for each in (await answer.json())["results"]]
+            return found, answer.headers.get("Cache-Status", "").removeprefix("engram; ")
+
+    await one.ask("PUT", "k", {"content": "a grey heron"})
+    assert await search(one) == (["a grey heron"], "fwd=uri-miss")
+    assert await search(other) == (["a grey heron"], "fwd=uri-miss; detail=shared")
+    assert await search(other, "session") == (["a grey heron"], "")
+    kept = b"".join([await redis.run("GET", key) or b"" for key in await redis.run("KEYS", f"{tenant.role}:s:*")])
+    assert len(kept) > 100
+    assert b"heron" not in kept
+    await one.ask("PUT", "k2", {"content": "a white heron", "ttl_s": 2})
+    assert sorted((await search(one))[0]) == ["a grey heron", "a white heron"]
+    await asyncio.sleep(2.1)
+    assert (await search(other))[0] == ["a grey heron"], "what has expired is in no result"
+
+
 async def until_kept(caller: Caller) -> None:
     """Returns when what is kept is shown for longer than without a bulletin."""
     async with asyncio.timeout(TIMEOUT_S):

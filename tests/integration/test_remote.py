@@ -201,14 +201,14 @@ async def test_a_redis_that_is_gone_is_a_miss(redis: RedisServer) -> None:
 async def test_results_of_a_search_end_with_the_next_write(redis: RedisServer) -> None:
     async with caching(redis) as (one, other):
         before = await one.ticket()
-        await one.remote.fill_search("digest", b"results", before)
+        await one.remote.fill_search("digest", b"results", 60.0, before)
         assert await other.remote.get_search("digest", await other.ticket()) == b"results"
         assert await other.remote.get_search("another", await other.ticket()) is None
         await one.bulletin.tell("s0", [memory(1).id], None)
         assert await one.remote.get_search("digest", await one.ticket()) is None
         await eventually(lambda: other.bulletin.writes == one.bulletin.writes)
         assert await other.remote.get_search("digest", await other.ticket()) is None
-        await one.remote.fill_search("digest", b"x" * (MAX_VALUE_BYTES + 1), await one.ticket())
+        await one.remote.fill_search("digest", b"x" * (MAX_VALUE_BYTES + 1), 60.0, await one.ticket())
         assert await one.remote.get_search("digest", await one.ticket()) is None
 
 
