@@ -1,7 +1,7 @@
 """A read by id that the sidecar's first cache level answers, beside a bare server that answers with the same body.
 
 Each server has one core and the load the other, in turns; the median of ROUNDS counts. One memory of about 1 KB is read
-by CALLERS callers, so that every read but one in two seconds is a hit.
+by CALLERS callers, so that every read but one in two seconds is a hit. Then the curve of rate against time, open loop.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ CALLERS = 16
 ROUNDS = 5
 TURN_S = 3.0
 BAR = 0.75
+BAR_P99_MS = 2.0
+PARTS = (0.25, 0.5, 0.7, 0.85)  # of the rate under a closed load
 
 
 def measure() -> Iterator[Row]:
@@ -41,24 +43,35 @@ def measure() -> Iterator[Row]:
                 for _ in range(ROUNDS):
                     ours.append(loaded(port, asked))
                     theirs.append(loaded(bare_port, asked))
-    rate = statistics.median(each["rate"] for each in ours)
-    bare_rate = statistics.median(each["rate"] for each in theirs)
-    peer = f"a bare aiohttp server: {bare_rate:,.0f} a second"
-    yield Row.at_least("hits_ratio", rate / bare_rate, "times", BAR, peer)
-    yield Row.shown("hits_rate", rate, "a second", peer)
-    for name in ("p50_ms", "p99_ms"):
-        peer_ms = statistics.median(each[name] for each in theirs)
-        yield Row.shown(
-            f"hits_{name.removesuffix('_ms')}",
-            statistics.median(each[name] for each in ours),
-            "ms",
-            f"bare: {peer_ms:.2f} ms, {CALLERS} callers, one core",
-        )
+                rate, bare_rate = middle(ours, "rate"), middle(theirs, "rate")
+                peer = f"a bare aiohttp server: {bare_rate:,.0f} a second"
+                yield Row.at_least("hits_ratio", rate / bare_rate, "times", BAR, peer)
+                yield Row.shown("hits_rate", rate, "a second", peer)
+                for part in PARTS:
+                    yield from open_rows(f"{part:.0%}", loaded(port, asked, rate * part), rate * part)
+                yield from open_rows("1000", loaded(port, asked, 1000.0), 1000.0)
+                beside = loaded(bare_port, asked, 1000.0)
+                yield Row.shown("hits_bare_p99_at_1000", beside["p99_ms"], "ms", f"p50 {beside['p50_ms']:.2f} ms")
 
 
-def loaded(port: int, asked: str) -> dict[str, float]:
+def open_rows(name: str, seen: dict[str, float], rate: float) -> Iterator[Row]:
+    """What requests took that came at their times."""
+    peer = f"open loop, {rate:,.0f} a second; p50 {seen['p50_ms']:.2f} ms"
+    label = f"hits_p99_at_{name.removesuffix('%')}"
+    if name == "70%":
+        yield Row.at_most(label, seen["p99_ms"], "ms", BAR_P99_MS, peer)
+    else:
+        yield Row.shown(label, seen["p99_ms"], "ms", peer)
+
+
+def middle(turns: list[dict[str, float]], name: str) -> float:
+    """The median of the turns."""
+    return statistics.median(each[name] for each in turns)
+
+
+def loaded(port: int, asked: str, rate: float = 0.0) -> dict[str, float]:
     """What the load saw in one turn."""
-    load = [sys.executable, str(HERE / "load.py"), "127.0.0.1", str(port), str(TURN_S), str(CALLERS)]
+    load = [sys.executable, str(HERE / "load.py"), "127.0.0.1", str(port), str(TURN_S), str(CALLERS), str(rate)]
     found: dict[str, float] = json.loads(run(load, asked, LOAD_CORE))
     return found
 

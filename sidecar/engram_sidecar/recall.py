@@ -361,8 +361,8 @@ class Recall:
         for memory_id in ids:
             by_shard[self._rules.shard_of(memory_id)].append(memory_id)
         session = session_of_request()
-        for shard, written in by_shard.items():
-            await self._bulletin.tell(shard, written, session.position(shard))
+        tells = (self._bulletin.tell(shard, written, session.position(shard)) for shard, written in by_shard.items())
+        await asyncio.gather(*tells)
 
 
 def _shown(recalled: Recalled, session: Session) -> Recalled:
