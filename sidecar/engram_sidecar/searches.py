@@ -11,6 +11,7 @@ first of its memories lives.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 from engram_sidecar.bulletin import Bulletin
@@ -21,7 +22,7 @@ from engram_sidecar.records import Found
 from engram_sidecar.remote import SEARCH_TTL_S, Remote
 from engram_sidecar.responses import Results, results_of
 from engram_sidecar.sealing import Vault
-from engram_sidecar.wire import encode, results_document
+from engram_sidecar.wire import results_document
 
 
 class Searches:
@@ -41,7 +42,7 @@ class Searches:
         session, ticket = session_of_request(), self._remote.ticket()
         if session.level is not Level.EVENTUAL or ticket is None:
             return await results_of(await find(), results_document)
-        name = self._vault.sealer.search_name(encode(asked))
+        name = self._vault.sealer.search_name(normalized(asked))
         kept = await self._remote.get_search(name, ticket)
         if kept is not None and (results := await self._opened(name, kept)) is not None:
             now_s = asyncio.get_running_loop().time()
@@ -65,3 +66,10 @@ class Searches:
             return Results(body.encode(), int(first))
         except (KeyMissing, SealBroken, ValueError):
             return None
+
+
+def normalized(asked: object) -> bytes:
+    """The same for searches that ask the same: whatever the order of their members, case and spaces of the query."""
+    if isinstance(asked, dict) and isinstance(asked.get("query"), str):
+        asked = {**asked, "query": " ".join(asked["query"].lower().split())}
+    return json.dumps(asked, sort_keys=True).encode()
