@@ -22,9 +22,9 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from engram_contract.credentials import CacheLogin
 from engram_contract.session import Position
@@ -63,6 +63,7 @@ class Bulletin:
         self._telling: Batch | None = None
         self._owes = False
         self._rests = False
+        self._has_kept_quiet = False  # something was written while there was no login
         self._has_mail = asyncio.Event()
         self._beats_soon = asyncio.Event()
         self._has_login = asyncio.Event()
@@ -95,23 +96,31 @@ class Bulletin:
         if login is None:
             self._has_login.clear()
             return
-        if self._had is not None and (not self._has_login.is_set() or self._had != (login.url, login.user)):
+        is_another = self._had is not None and self._had != (login.url, login.user)
+        if is_another or (not self._has_login.is_set() and (self._had is not None or self._has_kept_quiet)):
             self._outbox.forget()  # meanwhile we told nobody, or told it elsewhere
             self._owes = True
             self._has_mail.set()
         self._had = login.url, login.user
         self._has_login.set()
 
-    async def tell(self, shard: str, ids: Sequence[MemoryId], position: Position | None) -> None:
-        """The others know that these memories were written, or it waits in the outbox. Never raises."""
+    def tell(self, shard: str, ids: Sequence[MemoryId], position: Position | None) -> Coroutine[Any, Any, None]:
+        """To be awaited: the others know that these memories were written, or it waits in the outbox. Never raises.
+
+        It is in the outbox when this returns, whatever becomes of who awaits.
+        """
         if not self._has_login.is_set() or not ids:
-            return
+            self._has_kept_quiet = self._has_kept_quiet or bool(ids)
+            return _nothing()
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         number = 0
         for first in range(0, len(ids), MAX_IDS):
             number = self._outbox.add(Told(shard, tuple(ids[first : first + MAX_IDS]), position))
         self._waiters.append((number, waiter))
         self._has_mail.set()
+        return self._told(waiter)
+
+    async def _told(self, waiter: "asyncio.Future[bool]") -> None:
         if not self._rests:
             await asyncio.wait((waiter,), timeout=TELL_S)
         if not (waiter.done() and waiter.result()):
@@ -191,7 +200,8 @@ class Bulletin:
         self._number += 1
         number, role = self._number, self._door.role
         self._tally.send(number, _now_s())
-        beat: list[Command] = [("GET", f"{role}:writes"), ("PUBLISH", f"{role}:beat:{self._name.hex()}", number)]
+        # Raised by nothing, so that a server that takes no writes takes no beats: nobody can tell it anything.
+        beat: list[Command] = [("INCRBY", f"{role}:writes", 0), ("PUBLISH", f"{role}:beat:{self._name.hex()}", number)]
         with suppress(CacheUnavailable):  # the next one may come through; if none does, that is noticed
             [count, _] = await self._door.run(beat)
             await self._judge(self._tally.note_count(number, _whole(count)))
@@ -299,9 +309,15 @@ def key_of(role: str, generation: int, memory_id: MemoryId) -> str:
     return f"{role}:m:{generation:x}:{memory_id}"
 
 
-def _whole(count: bytes | None) -> int:
+def _whole(count: object) -> int:
     """The counter's value; 0 if there is none, or what is none."""
-    return int(count) if count is not None and count.isdigit() else 0
+    if isinstance(count, int):
+        return count
+    return int(count) if isinstance(count, bytes) and count.isdigit() else 0
+
+
+async def _nothing() -> None:
+    """There is nobody to tell."""
 
 
 def _now_s() -> float:

@@ -7,7 +7,7 @@ Pure.
 """
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
@@ -43,12 +43,12 @@ class _Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     content: str
     value: str
     importance: float | None
-    created_us: int
+    created_us: Annotated[int, msgspec.Meta(ge=0)]
     updated_us: int
     expires_us: int | None
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1)]
     sealed: bytes | None
-    shown: tuple[int, int] | None
+    shown: tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], Annotated[int, msgspec.Meta(ge=0)]] | None
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode

@@ -37,7 +37,7 @@ class Caches:
         bulletin = Bulletin(
             door,
             lambda *told: recall.heard(*told),  # noqa: PLW0108  which is made below
-            lambda: recall.flush(),  # noqa: PLW0108  as above
+            lambda: recall.doubt(),  # noqa: PLW0108  as above
         )
         remote = Remote(
             door,
@@ -50,6 +50,7 @@ class Caches:
             lambda: in_force.config.policy,
             lambda memory_id: in_force.config.shard_map.shard_of(memory_id.slot).id,
             lambda memory: vault.sealer.open(memory),  # noqa: PLW0108  another one with each keyring
+            lambda memory: vault.sealer.open_quietly(memory),  # noqa: PLW0108  as above
             time.time,
         )
         recall = Recall(floors, rules, drawer, bulletin, remote)

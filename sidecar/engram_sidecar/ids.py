@@ -52,3 +52,9 @@ class HomeIds(Ids):
 
     def _slot(self, draft: Draft) -> int:
         return slot_of(self._routing_key(draft, self.placed_s))
+
+
+def month_of(at_s: float) -> tuple[int, int]:
+    """Year and month of a moment of Unix time."""
+    at = datetime.fromtimestamp(at_s, UTC)
+    return at.year, at.month

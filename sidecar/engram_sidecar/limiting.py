@@ -88,7 +88,7 @@ class Limiter:
         asked = self._lease.asks(rate, self._waiting)
         key = f"{self._in_force.config.credentials.role}:r:{second}"
         try:
-            counted = (await self._door.run((("INCRBY", key, asked), ("EXPIRE", key, KEPT_S))))[0]
+            [counted, _] = await self._door.run((("INCRBY", key, asked), ("EXPIRE", key, KEPT_S)))
         except CacheUnavailable:
             counted = None
         if isinstance(counted, int):

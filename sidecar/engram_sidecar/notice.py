@@ -45,8 +45,8 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     number: Annotated[int, msgspec.Meta(ge=0)]
     shard: Annotated[str, msgspec.Meta(max_length=63)]
     ids: Annotated[bytes, msgspec.Meta(max_length=MAX_IDS * _ID.size)] | None
-    timeline: Annotated[int, msgspec.Meta(ge=0)] | None
-    lsn: Annotated[int, msgspec.Meta(ge=0)] | None
+    timeline: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] | None
+    lsn: Annotated[int, msgspec.Meta(ge=0)] | None  # the form has no number of more than 64 bits
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode

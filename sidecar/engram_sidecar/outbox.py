@@ -88,7 +88,8 @@ class Outbox:
             return
         latest: dict[str, Position | None] = {}
         for _, told in self._waiting:
-            later = [each for each in (latest.get(told.shard), told.position) if each is not None]
-            latest[told.shard] = max(later, default=None)
+            before = latest.get(told.shard, told.position)
+            # One that is not known stays so: it may be the latest.
+            latest[told.shard] = None if before is None or told.position is None else max(before, told.position)
         self._waiting = deque((self._added, Told(shard, None, position)) for shard, position in latest.items())
         self._size, self._forgets = len(self._waiting), True

@@ -1,8 +1,7 @@
 """The story of one request: admit -> locate -> (caches) -> choose a node -> ask -> answer.
 
 Stages, in order; nothing goes back but a stale map:
-1. admit    the tenant's policy: its retention bounds the time to live; the pod's identity: what it stores is its own
-agent's
+1. admit    the tenant's policy bounds the time to live; what a pod stores is its own agent's
 2. locate   the id, the name or the routing key gives the slot, the map gives the shard; the map is read once per
 attempt
 3. caches   recall.py: a read by id is answered from what was read before, if that is exact enough; a write drops it,
@@ -25,7 +24,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -39,7 +37,6 @@ from engram_sidecar.errors import (
     Collision,
     Flaw,
     IdempotencyKeyInUse,
-    IdempotencyKeyReused,
     NotFound,
     OutcomeUnknown,
     ShardUnavailable,
@@ -49,9 +46,10 @@ from engram_sidecar.errors import (
 )
 from engram_sidecar.finding import Finder
 from engram_sidecar.idempotency import KEPT_S, Claim, Once, Write, pass_on
-from engram_sidecar.ids import HomeIds, Ids
+from engram_sidecar.ids import HomeIds, Ids, month_of
+from engram_sidecar.kept import Recalled
 from engram_sidecar.quotas import Borrower
-from engram_sidecar.recall import Recall, Recalled
+from engram_sidecar.recall import Recall
 from engram_sidecar.records import (
     Cursor,
     Delete,
@@ -68,7 +66,17 @@ from engram_sidecar.records import (
 )
 from engram_sidecar.sealing import Vault
 from engram_sidecar.store import Asks, Place
-from engram_sidecar.writes import Outcome, Rules, Run, delete_memory, fetch_memories, opened, put_memory, write_group
+from engram_sidecar.writes import (
+    Outcome,
+    Rules,
+    Run,
+    delete_memory,
+    fetch_memories,
+    opened,
+    put_memory,
+    unless_refused,
+    write_group,
+)
 
 log = logging.getLogger(__name__)
 
@@ -95,19 +103,6 @@ class Repeats(Asks, Protocol):
 
     async def repeat(self, place: Place, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
         """The answer of a write that happens once, however often it is run."""
-
-
-def _month(at_s: float) -> tuple[int, int]:
-    at = datetime.fromtimestamp(at_s, UTC)
-    return at.year, at.month
-
-
-def _unless_refused(outcomes: list[tuple[Outcome, str]]) -> list[tuple[Outcome, str]]:
-    """The outcomes of a batch. Raises the refusal of its idempotency key, if that is all there is."""
-    refusals = [each for each, _ in outcomes if isinstance(each, IdempotencyKeyInUse | IdempotencyKeyReused)]
-    if refusals and len(refusals) == len(outcomes):
-        raise refusals[0]
-    return outcomes
 
 
 class Pipeline:
@@ -144,7 +139,7 @@ class Pipeline:
         if once is None:
             return Ids(shard_map, now_s, self._world.random_bytes)
         first_s = now_s - KEPT_S  # when a request that this one repeats may have come
-        if shard_map.strategy is Strategy.TIME and _month(first_s) != _month(now_s):
+        if shard_map.strategy is Strategy.TIME and month_of(first_s) != month_of(now_s):
             earlier = HomeIds(shard_map, now_s, self._world.random_bytes, first_s)
             if await self._was_done(self._claim(once), earlier.new_id(Draft()).slot):
                 return earlier
@@ -237,8 +232,10 @@ class Pipeline:
         self._check_identities(operations)
         async with self._recall.writing([each.id for each in operations if not isinstance(each, Get)]) as writing:
             outcomes = await self._run_groups(operations, rules, claim)
-            writing.is_unknown = any(isinstance(outcome, OutcomeUnknown) for outcome, _ in outcomes)
-        return _unless_refused(outcomes)
+            unknown = (OutcomeUnknown, IdempotencyKeyInUse)
+            writing.is_unknown = any(isinstance(outcome, unknown) for outcome, _ in outcomes)
+        self._recall.saw(outcome for outcome, _ in outcomes if isinstance(outcome, Memory))
+        return unless_refused(outcomes)
 
     async def _run_groups(
         self, operations: Sequence[Operation], rules: Rules, claim: Claim | None
@@ -342,7 +339,7 @@ class Pipeline:
 
     async def list_newest(self, selection: Selection, limit: int, after: Cursor | None) -> Found:
         """The newest memories of a selection, below the cursor."""
-        return await self._with_map(partial(self._finder.list_newest, selection, limit, after))
+        return self._seen(await self._with_map(partial(self._finder.list_newest, selection, limit, after)))
 
     async def search(self, query: str, selection: Selection, limit: int) -> Found:
         """The best memories for a query; of stop words only, or none, the newest ones, unscored."""
@@ -351,7 +348,12 @@ class Pipeline:
             newest = await self.list_newest(selection, limit, None)
             is_truncated = len(newest.hits) < limit and newest.next is not None
             return Found(newest.hits, newest.failures, is_truncated=is_truncated, refused=newest.refused)
-        return await self._with_map(partial(self._finder.search, lexemes, selection, limit))
+        return self._seen(await self._with_map(partial(self._finder.search, lexemes, selection, limit)))
+
+    def _seen(self, found: Found) -> Found:
+        """Nobody is shown less of these memories from now on."""
+        self._recall.saw(hit.memory for hit in found.hits)
+        return found
 
     # What all of them share
 

@@ -18,7 +18,7 @@ Source: RFC 9211 (Cache-Status); RFC 5861, section 4 (stale-if-error).
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass
@@ -35,7 +35,17 @@ from engram_sidecar.cache import Cache, CacheView, Ticket
 from engram_sidecar.chance import jittered
 from engram_sidecar.consistency import Floors, Level, Session, Source, begin_session, session_of_request
 from engram_sidecar.envelope import Drawer
-from engram_sidecar.errors import OutcomeUnknown, ShardUnavailable, SidecarError
+from engram_sidecar.errors import (
+    DeadlineExceeded,
+    IdempotencyKeyInUse,
+    KeyMissing,
+    OutcomeUnknown,
+    SealBroken,
+    ShardUnavailable,
+    SidecarError,
+)
+from engram_sidecar.hearsay import Hearsay
+from engram_sidecar.kept import Count, Kept, Recalled, Writing, key_of, order, ttl
 from engram_sidecar.loads import Loads
 from engram_sidecar.patience import begin_request
 from engram_sidecar.records import Memory
@@ -51,46 +61,6 @@ LONE_REFRESH_S: Final = 2.0
 KEPT_BYTES: Final = 290  # what a Kept takes beside its body, with its source and its tag
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An answer to a read by id. `body`: the JSON document, sealed or not; empty if there is no such memory."""
-
-    body: bytes
-    tag: str
-    shard: str
-    source: Source
-    fresh_until_s: float
-    is_sealed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """The answer to a read by id: the document as JSON and its entity tag, both empty if there is no such memory."""
-
-    body: bytes
-    tag: str
-    shard: str
-    source: Source
-
-
-@dataclass(slots=True)
-class Writing:
-    """Writes under way, and what came of them. `is_unknown`: nobody knows whether they happened."""
-
-    is_unknown: bool = False
-    may_have_happened: bool = True
-
-
-@dataclass(slots=True)
-class Count:
-    """How reads by id were answered so far."""
-
-    hits: int = 0
-    stale: int = 0
-    misses: int = 0
-    collapsed: int = 0  # of the misses: those that another request's load answered
-
-
 # Asks the shard: the memory as it is stored, None if there is none, and the shard's id.
 Load = Callable[[], Awaitable[tuple[Memory | None, str]]]
 
@@ -102,12 +72,8 @@ class Rules:
     policy: Callable[[], Policy]
     shard_of: Callable[[MemoryId], str]
     opened: Callable[[Memory], Awaitable[Memory]]
+    opened_quietly: Callable[[Memory], Awaitable[Memory]]  # nobody is told of one that cannot be opened
     unix_s: Callable[[], float]
-
-
-def key_of(memory_id: MemoryId) -> bytes:
-    """What a memory's entry is called: a third of the memory that its id takes."""
-    return memory_id.slot.to_bytes(2) + memory_id.uuid.bytes
 
 
 class Recall:
@@ -122,8 +88,7 @@ class Recall:
         self._remote = remote
         self._cache: Cache[bytes, Kept] = Cache(0, 0)
         self._loads = Loads[Recalled]()
-        self._heard: dict[str, Position] = {}  # where others wrote
-        self._unheard_until_s: dict[str, float] = {}
+        self._hearsay = Hearsay(floors)
 
     @property
     def view(self) -> CacheView:
@@ -134,6 +99,12 @@ class Recall:
         """Another map, policy or keyring: nothing is kept of before."""
         caching = self._rules.policy().cache
         self._cache.resize(caching.local_capacity_bytes, caching.local_entries)
+        self._hearsay.forget()
+        self.flush()
+
+    def doubt(self) -> None:
+        """What others told may not have been heard."""
+        self._hearsay.doubt(_now_s())
         self.flush()
 
     def flush(self) -> None:
@@ -149,10 +120,7 @@ class Recall:
             key = key_of(memory_id)
             self._cache.drop(key)
             self._loads.part(key)
-        if position is not None:
-            self._heard[shard] = max(position, self._heard.get(shard, position))
-        elif shard in self._floors:
-            self._unheard_until_s[shard] = _now_s() + self._rules.policy().resilience.staleness_seconds
+        self._hearsay.hear(shard, position, _now_s())
 
     async def close(self) -> None:
         """Ends what is read beside requests."""
@@ -232,32 +200,38 @@ class Recall:
         if not session.is_plain:
             return await self._load(memory_id, load)
         key = key_of(memory_id)
-        if key in self._loads:
+        has_begun = key in self._loads
+        if has_begun:
             self.count.collapsed += 1
             session.cached("fwd=uri-miss; collapsed")
-        return await asyncio.shield(self._loads.join(key, partial(self._load, memory_id, load)))
+        try:
+            return await asyncio.shield(self._loads.join(key, partial(self._load, memory_id, load)))
+        except DeadlineExceeded:
+            if not has_begun:
+                raise
+            return await self._load(memory_id, load)  # who began it had less time left
 
     async def _load(self, memory_id: MemoryId, load: Load) -> Recalled:
         key, session = key_of(memory_id), session_of_request()
         ticket, shared, began_s = self._cache.ticket(key), self._remote.ticket(), _now_s()
         with self._loads.under_way(key):
-            found = None
+            found, stored = None, None
             # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
             if shared is not None and session.is_plain and not self._loads.was_asked(key, began_s):
                 found = await self._from_remote(memory_id, shared, began_s)
             if found is None:
                 session.source = None
                 stored, shard = await load()
-                found = stored, shard, session.answered_by(Source(began_s))
+                memory = None if stored is None else await self._rules.opened(stored)
+                found = memory, shard, session.answered_by(Source(began_s))
                 self._loads.note_asked(key, _now_s())
-            memory = None if found[0] is None else await self._rules.opened(found[0])
-        stored, shard, source = found
+        memory, shard, source = found
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
         recalled = Recalled(body, tag, shard, source)
         if self._wins(key, recalled, ticket) and self.may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
             if stored is not None and shared is not None and not source.is_shared:
-                self._loads.go_on_beside(asyncio.create_task(self._remote.fill(stored, source.shown, shared)))
+                self._loads.go_on_beside(asyncio.create_task(self._share(stored, shard, source, shared)))
         return recalled
 
     async def _from_remote(
@@ -267,8 +241,22 @@ class Recall:
         found, shard = await self._remote.get(memory_id, shared), self._rules.shard_of(memory_id)
         if found is None or (found[1] is None and shard in self._floors):
             return None
+        try:
+            memory = await self._rules.opened_quietly(found[0])
+        except (KeyMissing, SealBroken):
+            self._remote.undecodable += 1
+            self._loads.go_on_beside(asyncio.create_task(self._bulletin.tell(shard, [memory_id], None)))
+            return None
         session_of_request().cached("fwd=uri-miss; detail=shared")
-        return found[0], shard, Source(began_s, None, found[1], is_shared=True)
+        return memory, shard, Source(began_s, None, found[1], is_shared=True)
+
+    async def _share(self, stored: Memory, shard: str, source: Source, shared: Shared) -> None:
+        """Puts it into L2; what is older there goes, as its writer died before it told, or does not reach Redis."""
+        if await self._remote.fill(stored, source.shown, shared):
+            return
+        there = await self._remote.get(stored.id, shared)
+        if there is not None and order(str(stored.etag), str(there[0].etag)) != -1 and stored.etag != there[0].etag:
+            await self._bulletin.tell(shard, [stored.id], source.shown)
 
     def _wins(self, key: bytes, recalled: Recalled, ticket: Ticket) -> bool:
         """Whether this answer is to be kept: not if it may be older than one that was shown meanwhile.
@@ -278,20 +266,28 @@ class Recall:
         of the memory the later one is kept. That there is none has no place in the order: then nothing is kept.
         """
         is_valid, kept = self._cache.ticket(key) == ticket, self._cache.get(key, _now_s())
-        order = 0 if kept is None or kept.tag == recalled.tag else _order(recalled.tag, kept.tag)
-        if order is None or order > 0 or (order == 0 and self._loads.is_under_way(key)):
+        later = 0 if kept is None or kept.tag == recalled.tag else order(recalled.tag, kept.tag)
+        if later is None or later > 0 or (later == 0 and self._loads.is_under_way(key)):
             self._cache.drop(key)
             self._loads.part(key)
-        return is_valid and order is not None and order >= 0
+        return is_valid and later is not None and later >= 0
 
     def may_keep(self, shard: str, source: Source) -> bool:
         """Whether an answer may be shown to others: not what a replica said that may lack what they were told of."""
-        if source.look is None:
-            return True
-        heard = self._heard.get(shard)
-        is_told = heard is None or source.look.covers(heard)
-        is_told = is_told and _now_s() >= self._unheard_until_s.get(shard, 0.0)
-        return is_told and source.look.covers(self._floors.of(shard))
+        return self._hearsay.may_keep(shard, source)
+
+    def saw(self, found: Iterable[Memory]) -> None:
+        """A list, a search or a batch showed these: nothing older of them is shown after it."""
+        now_s = _now_s()
+        for memory in found:
+            key = key_of(memory.id)
+            kept = self._cache.get(key, now_s)
+            tag = str(memory.etag)
+            later = 0 if kept is None or kept.tag == tag else order(tag, kept.tag)
+            if later is None or later > 0 or (later == 0 and self._loads.is_under_way(key)):
+                self._cache.drop(key)
+                self._loads.part(key)
+            self._loads.note_asked(key, now_s)
 
     def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
         policy, now_s = self._rules.policy(), _now_s()
@@ -325,10 +321,8 @@ class Recall:
 
     def _is_due(self, kept: Kept, age_s: float, now_s: float) -> bool:
         """Whether it is to be loaded again, as its end is near."""
-        return (
-            now_s > kept.fresh_until_s - self._rules.policy().cache.local_ttl_s * REFRESH_RATIO
-            or age_s > LONE_REFRESH_S
-        )
+        lasts_s = kept.fresh_until_s - kept.source.began_s
+        return now_s > kept.fresh_until_s - lasts_s * REFRESH_RATIO or age_s > LONE_REFRESH_S
 
     # Writes
 
@@ -342,18 +336,27 @@ class Recall:
         try:
             yield writing
         except SidecarError as failure:
-            writing.is_unknown = writing.may_have_happened = isinstance(failure, OutcomeUnknown)
+            # One whose key is in use may have been done by its own first attempt.
+            writing.is_unknown = writing.may_have_happened = isinstance(failure, OutcomeUnknown | IdempotencyKeyInUse)
             raise
         except BaseException:
             writing.is_unknown = True
             raise
         finally:
-            until_s = _now_s() + DOUBT_S if writing.is_unknown else None
-            for key in keys:
-                self._cache.end(key, until_s)
-                self._loads.part(key)
-            if writing.may_have_happened:
-                await self._tell(ids)
+            try:
+                if writing.may_have_happened:
+                    await self._tell(ids)
+            finally:
+                self._end(ids, is_unknown=writing.is_unknown)
+
+    def _end(self, ids: Sequence[MemoryId], *, is_unknown: bool) -> None:
+        until_s = _now_s() + DOUBT_S if is_unknown else None
+        for key in map(key_of, ids):
+            self._cache.end(key, until_s)
+            self._loads.part(key)
+        if is_unknown:  # others are told again when it can happen no more
+            again = asyncio.get_running_loop().call_later
+            again(DOUBT_S, lambda: self._loads.go_on_beside(asyncio.ensure_future(self._tell(ids))))
 
     async def _tell(self, ids: Sequence[MemoryId]) -> None:
         """The other sidecars know. Whoever leaves meanwhile leaves the rest to the bulletin."""
@@ -361,31 +364,19 @@ class Recall:
         for memory_id in ids:
             by_shard[self._rules.shard_of(memory_id)].append(memory_id)
         session = session_of_request()
-        tells = (self._bulletin.tell(shard, written, session.position(shard)) for shard, written in by_shard.items())
-        await asyncio.gather(*tells)
+        # Each has its place among what is to be told before anybody waits.
+        tells = [self._bulletin.tell(shard, written, session.position(shard)) for shard, written in by_shard.items()]
+        for told in tells:
+            await told
 
 
 def _shown(recalled: Recalled, session: Session) -> Recalled:
     session.met(recalled.source)
+    if recalled.source.look is not None:
+        session.is_as_old_as(recalled.source.behind_s)
     if recalled.source.shown is not None and session.level is not Level.EVENTUAL:
         session.reached(recalled.shard, recalled.source.shown)
     return recalled
-
-
-def _order(tag: str, other: str) -> int | None:
-    """1 for the later of two states of a memory, -1 for the earlier one; None if one of them is that there is none."""
-    if not tag or not other:
-        return None
-    # A memory that was made again counts from 1 anew.
-    (version, created), (other_version, other_created) = (
-        [int(part, 16) for part in each.strip('"').split("-")] for each in (tag, other)
-    )
-    return 1 if (created, version) > (other_created, other_version) else -1
-
-
-def ttl(left_s: float) -> str:
-    """How long an entry lasts, as a parameter of Cache-Status; one that lasts until it is evicted says nothing."""
-    return "" if left_s == inf else f"; ttl={int(left_s)}"
 
 
 def _now_s() -> float:

@@ -84,11 +84,16 @@ class Door:
     async def mget(self, keys: Sequence[str]) -> list[bytes | None]:
         """The values of the keys, None for each that is not there."""
         [values] = await self._ask([("MGET", *keys)])
+        is_right = isinstance(values, list) and len(values) == len(keys)
+        if not is_right or not all(each is None or isinstance(each, bytes) for each in values):
+            raise CacheUnavailable("it answered what was not asked")
         return list(values)
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """The answers of commands that happen together or not at all. After a failure they may have happened."""
         replies = await self._ask([("MULTI",), *commands, ("EXEC",)])
+        if not isinstance(replies[-1], list) or len(replies[-1]) != len(commands):
+            raise CacheUnavailable("it answered what was not asked")
         return _checked(replies[-1])
 
     async def fill(self, key: str, value: bytes, ttl_ms: int) -> bool:

@@ -80,12 +80,13 @@ class Remote:
         self.misses += not is_there
         return found if is_there else None
 
-    async def fill(self, memory: Memory, shown: Position | None, ticket: Ticket) -> None:
-        """The memory is there for all, if nothing was written since the ticket that says otherwise."""
+    async def fill(self, memory: Memory, shown: Position | None, ticket: Ticket) -> bool:
+        """Whether the memory is there for all now; not if something was written since the ticket, or is there."""
         ttl_s = self._ttl_s() or KEPT_S
         left_s = ttl_s if memory.expires is None else min(ttl_s, _unix_s(memory) - self._clock())
-        if memory.sealed is not None or not self._encrypts():
-            await self._put(self._key(memory.id, ticket), write_row(memory, shown), left_s, ticket)
+        if memory.sealed is None and self._encrypts():
+            return False
+        return await self._put(self._key(memory.id, ticket), write_row(memory, shown), left_s, ticket)
 
     async def get_search(self, digest: str, ticket: Ticket) -> bytes | None:
         """What `fill_search` put there under the digest, if nothing of the tenant was written since."""
@@ -103,13 +104,14 @@ class Remote:
             self.failures += 1
             return [None] * len(keys)
 
-    async def _put(self, key: str, value: bytes, ttl_s: float, ticket: Ticket) -> None:
+    async def _put(self, key: str, value: bytes, ttl_s: float, ticket: Ticket) -> bool:
         if ttl_s * 1000 < 1 or len(value) > MAX_VALUE_BYTES or not self._holds(ticket):
-            return
+            return False
         try:
-            await self._door.fill(key, value, int(ttl_s * 1000))
+            return await self._door.fill(key, value, int(ttl_s * 1000))
         except CacheUnavailable:
             self.failures += 1
+            return False
 
     def _holds(self, ticket: Ticket) -> bool:
         """Whether what was read under the ticket may be shown to others."""
@@ -122,7 +124,7 @@ class Remote:
         except BadRow:
             self.undecodable += 1
             return None
-        if memory.id != memory_id:
+        if memory.id != memory_id or (memory.sealed is None and self._encrypts()):
             self.undecodable += 1
             return None
         return memory, shown

@@ -112,14 +112,18 @@ class Sealer:
         return await asyncio.to_thread(self._keys.open, bound, sealed)
 
     async def open(self, memory: Memory) -> Memory:
-        """The memory in the clear. Raises KeyMissing, SealBroken."""
-        if memory.sealed is None:
-            return memory
+        """The memory in the clear. Raises KeyMissing, SealBroken, which are told."""
         try:
-            content, value = await self._texts(memory.id, memory.sealed)
+            return await self.open_quietly(memory)
         except (KeyMissing, SealBroken) as refusal:
             self._on_refused(memory.id, refusal)
             raise
+
+    async def open_quietly(self, memory: Memory) -> Memory:
+        """As `open`, of what need not be right: nobody is told."""
+        if memory.sealed is None:
+            return memory
+        content, value = await self._texts(memory.id, memory.sealed)
         return replace(memory, content=content, value=value, sealed=None)
 
     async def _texts(self, memory_id: MemoryId, envelope: bytes) -> tuple[str, str]:

@@ -21,13 +21,16 @@ from engram_sidecar import wire
 from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Floors
+from engram_sidecar.kept import Kept, key_of, ttl
 from engram_sidecar.limiting import Limiter
 from engram_sidecar.metrics import Metrics
-from engram_sidecar.recall import Kept, Recall, key_of, ttl
+from engram_sidecar.recall import Recall
 from engram_sidecar.tracing import TIMING_HEADER
 
 MAX_TARGETS: Final = 10_000
+MAX_TARGET_CHARS: Final = 512
 MAX_HOSTS: Final = 16
+MAX_TOKEN_CHARS: Final = 512  # of some 18 shards; a longer one goes the long way
 _READ: Final = "retrieve"
 # With one of these a request may want something else than the document; two of a name are for the long way too.
 _LONG_WAY: Final = (
@@ -59,7 +62,7 @@ class Shortcut:
 
     def learn(self, request: web.BaseRequest, memory_id: MemoryId, route: tuple[str, str]) -> None:
         """The long way showed this memory to this request."""
-        if request.method != "GET":
+        if request.method != "GET" or len(request.raw_path) > MAX_TARGET_CHARS:
             return
         if len(self._targets) >= MAX_TARGETS:
             self._targets.clear()
@@ -81,7 +84,8 @@ class Shortcut:
             return None
         kept, age_s, left_s = found
         tokens = headers.getall(SESSION_HEADER, ())
-        token = self._token(tokens[0] if len(tokens) == 1 else "" if not tokens else None, kept)
+        said = "" if not tokens else tokens[0] if len(tokens) == 1 and 0 < len(tokens[0]) <= MAX_TOKEN_CHARS else None
+        token = self._token(said, kept)
         if token is None or not self._limiter.admits_now():
             return None
         config = self._in_force.config

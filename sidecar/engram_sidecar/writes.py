@@ -19,6 +19,8 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.errors import (
     Collision,
     FailedDependency,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
     KeyMissing,
     NodeRefused,
     NotFound,
@@ -378,3 +380,11 @@ class _Group:
         put = Put(patch.id, draft, Conditions(must_exist=True), keeps_expiry="ttl_s" not in patch.patch)
         indexed = await self._rules.sealer.indexer.index(draft)
         return await put_memory(transaction.run, self._place, put, indexed, self._rules)
+
+
+def unless_refused(outcomes: list[tuple[Outcome, str]]) -> list[tuple[Outcome, str]]:
+    """The outcomes of a batch. Raises the refusal of its idempotency key, if that is all there is."""
+    refusals = [each for each, _ in outcomes if isinstance(each, IdempotencyKeyInUse | IdempotencyKeyReused)]
+    if refusals and len(refusals) == len(outcomes):
+        raise refusals[0]
+    return outcomes

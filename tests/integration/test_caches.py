@@ -88,21 +88,24 @@ class Caller:
     stale: list[str] = field(default_factory=list)
 
     async def ask(self, method: str, key: str, body: object = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        """Of one item; of all memories without a key."""
         if self.token:
             headers["Engram-Session"] = self.token
-        url = f"http://127.0.0.1:{random.choice(self.ports)}/v1/items"
-        async with self.http.request(
-            method, url, params={"key": key, "user": "ada"}, json=body, headers=headers
-        ) as answer:
+        url = f"http://127.0.0.1:{random.choice(self.ports)}/v1/{'items' if key else 'memories'}"
+        params = {"key": key, "user": "ada"} if key else {"user": "ada"}
+        async with self.http.request(method, url, params=params, json=body, headers=headers) as answer:
             if self.token is not None:
                 self.token = answer.headers.get("Engram-Session", self.token)
             return answer.status, await answer.json(content_type=None), dict(answer.headers)
 
     async def run(self, until_s: float) -> None:
-        """Reads nine times of ten, and notes every answer that shows less than it is owed."""
+        """Reads nine times of ten, lists now and then, and notes every answer that shows less than it is owed."""
         while time.monotonic() < until_s:
-            key = f"k{random.randrange(KEYS)}"
-            if random.random() < 0.1:
+            key, chance = f"k{random.randrange(KEYS)}", random.random()
+            if chance < 0.05:
+                await self.list_all()
+                continue
+            if chance < 0.15:
                 method = "PUT"
                 status, answer, said = await self.ask("PUT", key, {"content": f"{time.time()}"})
                 assert status in {200, 201}, answer
@@ -112,11 +115,20 @@ class Caller:
                 assert status in {200, 404}, answer
                 self.reads += 1
                 self.hits += "; hit" in said["Cache-Status"]
-            version = answer["version"] if status != 404 else 0
-            if version < self.owed[key]:
-                said = {name: said.get(name, "") for name in ("Cache-Status", "Age", "Engram-Session")}
-                self.stale.append(f"{key}: version {version} after {self.owed[key]}: {method} {said}")
-            self.owed[key] = max(self.owed[key], version)
+            self.judge(f"{method} {key}", key, answer["version"] if status != 404 else 0, said)
+
+    async def list_all(self) -> None:
+        """A list shows a state of each memory too."""
+        status, answer, said = await self.ask("GET", "")
+        assert status == 200, answer
+        for each in answer["memories"]:
+            self.judge(f"list {each['key']}", each["key"], each["version"], said)
+
+    def judge(self, asked: str, key: str, version: int, said: dict[str, str]) -> None:
+        if version < self.owed[key]:
+            shown = {name: said.get(name, "") for name in ("Cache-Status", "Age", "Engram-Session")}
+            self.stale.append(f"{asked}: version {version} after {self.owed[key]}: {shown}")
+        self.owed[key] = max(self.owed[key], version)
 
 
 async def watched(ports: list[int], http: aiohttp.ClientSession, seconds: float) -> list[Caller]:

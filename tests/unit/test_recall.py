@@ -15,9 +15,10 @@ from engram_sidecar import recall as room
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.consistency import Floors, Session, Source, begin_session, session_of_request
 from engram_sidecar.envelope import Drawer
-from engram_sidecar.errors import OutcomeUnknown, PreconditionFailed, ShardUnavailable
+from engram_sidecar.errors import IdempotencyKeyInUse, OutcomeUnknown, PreconditionFailed, ShardUnavailable
+from engram_sidecar.kept import Recalled, key_of
 from engram_sidecar.patience import begin_request
-from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Recalled, Rules, key_of
+from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Rules
 from engram_sidecar.records import Memory
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.remote import Remote
@@ -42,10 +43,11 @@ class Shelf:
         door = Door()  # without a login: nobody tells, and nothing is shared
         bulletin = Bulletin(door, lambda *_: None, lambda: None)
         remote = Remote(door, bulletin, lambda: 60.0, lambda: encrypts, self.unix_s)
-        rules = Rules(lambda: policy, lambda _: "s0", self.opened, self.unix_s)
+        rules = Rules(lambda: policy, lambda _: "s0", self.opened, self.opened, self.unix_s)
         self.recall = Recall(self.floors, rules, Drawer(bytes(32)), bulletin, remote)
         self.recall.adopt()
         self.version = 1
+        self.created = NOW - timedelta(days=1)
         self.source: Source | None = None  # a primary's, now
         self.expires: datetime | None = None
         self.failure: Exception | None = None
@@ -68,7 +70,7 @@ class Shelf:
         session_of_request().met(self.source or Source(began_s))
         if not version:
             return None, "s0"
-        created = NOW - timedelta(days=1)
+        created = self.created
         memory = Memory(ID, (), "k", "fact", "ada", None, None, f"secret {version}", "1", None, created, created,
                         self.expires, version)  # fmt: skip
         return memory, "s0"
@@ -343,3 +345,78 @@ async def test_what_was_shown_and_could_not_be_kept_leaves_nothing_older(shelf: 
     assert (await shelf.shown(level="strong"))[0] == 2
     shelf.source = None
     assert (await shelf.shown())[0] == 2
+
+
+async def test_what_a_list_showed_is_not_followed_by_an_older_state(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.version = 2
+    memory, _ = await shelf.load()
+    assert memory is not None
+    shelf.recall.saw([memory])
+    assert await shelf.shown() == (2, 0, "fwd=uri-miss")
+    shelf.recall.saw([memory])
+    assert await shelf.shown() == (2, 0, "hit"), "the same state is kept"
+
+
+async def test_after_a_doubt_a_replica_that_may_lack_what_was_not_heard_is_not_kept(shelf: Shelf) -> None:
+    shelf.floors.settle("s0", Position(1, 100), shelf.floors.ticket())
+    shelf.recall.doubt()
+    shelf.now_s += 0.3
+    shelf.source = by_replica(shelf, 104)  # as it was .4 s ago: before the doubt
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss"] * 2
+    shelf.now_s += 0.2
+    shelf.source = by_replica(shelf, 120)
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss", "hit"]
+
+
+async def test_what_others_wrote_is_dropped_and_bounds_what_replicas_may_add(shelf: Shelf) -> None:
+    shelf.floors.settle("s0", Position(1, 100), shelf.floors.ticket())
+    await shelf.get()
+    shelf.recall.heard("s0", [ID], Position(1, 200))
+    shelf.source = by_replica(shelf, 150)
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss"] * 2
+    shelf.floors.settle("s0", Position(2, 10))
+    shelf.source = Source(shelf.now_s, Position(2, 20), Position(2, 20))
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss", "hit"], "a new primary's history"
+
+
+async def test_one_who_joined_is_told_how_old_the_answer_is(shelf: Shelf) -> None:
+    shelf.floors.settle("s0", Position(1, 100), shelf.floors.ticket())
+    shelf.gate, shelf.source = asyncio.Event(), Source(shelf.now_s, Position(1, 104), Position(1, 104), behind_s=8.0)
+    tasks = [asyncio.create_task(shelf.shown()) for _ in range(2)]
+    await asyncio.sleep(0)
+    shelf.gate.set()
+    assert [each[1] for each in await asyncio.gather(*tasks)] == [8, 8]
+
+
+async def test_one_that_lives_shorter_than_the_policy_says_is_not_read_again_at_each_hit(shelf: Shelf) -> None:
+    shelf.expires = NOW + timedelta(seconds=20)
+    await shelf.get()
+    for _ in range(5):
+        assert (await shelf.shown())[2] == "hit"
+    await asyncio.sleep(0)
+    assert shelf.loads == 1
+
+
+async def test_one_that_was_made_anew_by_a_clock_behind_takes_the_older_one_out(shelf: Shelf) -> None:
+    await shelf.get()
+    shelf.created -= timedelta(seconds=5)
+    assert (await shelf.shown(level="strong"))[0] == 1
+    assert (await shelf.shown())[2] == "fwd=uri-miss"
+
+
+async def test_a_write_whose_own_first_attempt_holds_its_key_may_have_happened(shelf: Shelf) -> None:
+    with pytest.raises(IdempotencyKeyInUse):
+        await shelf.write(IdempotencyKeyInUse())
+    assert [(await shelf.shown())[2] for _ in range(2)] == ["fwd=uri-miss"] * 2
+
+
+async def test_nothing_is_kept_while_others_are_told(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[str]()
+
+    async def told(_ids: object) -> None:
+        shown.extend([(await shelf.shown())[2] for _ in range(2)])
+
+    monkeypatch.setattr(shelf.recall, "_tell", told)
+    await shelf.write()
+    assert shown == ["fwd=uri-miss"] * 2
