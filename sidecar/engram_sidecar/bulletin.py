@@ -200,10 +200,13 @@ class Bulletin:
         self._number += 1
         number, role = self._number, self._door.role
         self._tally.send(number, _now_s())
-        # Raised by nothing, so that a server that takes no writes takes no beats: nobody can tell it anything.
-        beat: list[Command] = [("INCRBY", f"{role}:writes", 0), ("PUBLISH", f"{role}:beat:{self._name.hex()}", number)]
+        beat: list[Command] = [
+            ("GET", f"{role}:writes"),
+            ("SET", f"{role}:beat", "", "EX", TOMBSTONE_S),  # who takes no writes takes no beats: nobody can tell it
+            ("PUBLISH", f"{role}:beat:{self._name.hex()}", number),
+        ]
         with suppress(CacheUnavailable):  # the next one may come through; if none does, that is noticed
-            [count, _] = await self._door.run(beat)
+            [count, *_] = await self._door.run(beat)
             await self._judge(self._tally.note_count(number, _whole(count)))
 
     async def _judge(self, verdict: Verdict) -> None:
@@ -311,8 +314,6 @@ def key_of(role: str, generation: int, memory_id: MemoryId) -> str:
 
 def _whole(count: object) -> int:
     """The counter's value; 0 if there is none, or what is none."""
-    if isinstance(count, int):
-        return count
     return int(count) if isinstance(count, bytes) and count.isdigit() else 0
 
 

@@ -153,7 +153,7 @@ async def test_no_session_reads_less_than_it_wrote_or_saw_wherever_it_goes(
     """Sessions hop between three sidecars; callers without one stay at theirs. Nobody tells of the others' writes."""
     callers = await watched(await serve(await tenant_of(pair[:members], tmp_path), 3), http, SECONDS)
     assert [each.stale for each in callers if each.stale] == []
-    assert sum(each.hits for each in callers) > sum(each.reads for each in callers) / 4
+    assert sum(each.hits for each in callers) > sum(each.reads for each in callers) / 10, "else it proves little"
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -171,7 +171,7 @@ async def test_no_session_reads_less_where_sidecars_tell_each_other_and_redis_co
     callers = await watched(await serve(tenant, 3), http, 2 * SECONDS)
     await faults
     assert [each.stale for each in callers if each.stale] == []
-    assert sum(each.hits for each in callers) > sum(each.reads for each in callers) / 4
+    assert sum(each.hits for each in callers) > sum(each.reads for each in callers) / 10, "else it proves little"
 
 
 async def trouble(redis: RedisServer, role: str) -> None:
