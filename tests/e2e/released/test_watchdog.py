@@ -255,8 +255,13 @@ def test_pods_of_nobody_are_counted_by_namespace_and_told(cluster: Cluster, rele
         assert cluster.request("POST", f"/api/v1/namespaces/{namespace}/pods", pod)[0] == 201
         series = f'engram_unclaimed_pods{{pod_namespace="{namespace}"}}'
         cluster.wait_until("the pod to be counted", lambda: metric(cluster, series) == 1.0, TOLD_S)
-        events = cluster.request("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")[1]["items"]
-        (said,) = [each["note"] for each in events if each["reason"] == "NoTenant"]
+
+        def told() -> list[str]:
+            events = cluster.request("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")[1]["items"]
+            return [each["note"] for each in events if each["reason"] == "NoTenant"]
+
+        cluster.wait_until("it to be told", lambda: bool(told()), TOLD_S)  # beside the count, not before it
+        (said,) = told()
         assert f"namespace {namespace} has no MemoryTenant" in said
         cluster.kubectl("delete", "pod", "-n", namespace, ALONE, "--wait=false")
         cluster.wait_until("nobody to be counted", lambda: metric(cluster, series) == 0.0, TOLD_S)
