@@ -1,11 +1,13 @@
 """A read by id that the sidecar's first cache level answers, beside a bare server that answers with the same body.
 
 Each server has one core and the load the other, in turns; the median of ROUNDS counts. One memory of about 1 KB is read
-by CALLERS callers, so that every read but one in two seconds is a hit. Then the curve of rate against time, open loop.
+by CALLERS callers, so that every read but one in two seconds is a hit. The tenant has no audit. Then the curve of rate
+against time, open loop.
 """
 
 import asyncio
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -13,11 +15,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench_peers import LOAD_CORE, READY_TIMEOUT_S, SERVER_CORE, Value, fill, on_core, request, run, sidecar
 
-from examples.demo.local import free_port, local_mode
+from engram_contract.names import POLICY_FILE
+from engram_contract.policy import Policy
+from examples.demo.local import LocalMode, free_port, local_mode
 from rows import Row
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +39,7 @@ def measure() -> Iterator[Row]:
     """The rows of this benchmark."""
     with local_mode() as local:
         [memory] = asyncio.run(fill(local.url, [Value("ada", 1, "x" * 700)]))
-        with sidecar(local) as port:
+        with TemporaryDirectory() as folder, sidecar(local, without_audit(local, Path(folder) / "config")) as port:
             address = f"http://localhost:{port}/v1/memories/{memory}"
             with urllib.request.urlopen(address, timeout=READY_TIMEOUT_S) as answer:
                 size = len(answer.read())
@@ -52,6 +58,15 @@ def measure() -> Iterator[Row]:
                 yield from open_rows("1000", loaded(port, asked, 1000.0), 1000.0)
                 beside = loaded(bare_port, asked, 1000.0)
                 yield Row.shown("hits_bare_p99_at_1000", beside["p99_ms"], "ms", f"p50 {beside['p50_ms']:.2f} ms")
+
+
+def without_audit(local: LocalMode, folder: Path) -> Path:
+    """The configuration of the local tenant, whose policy asks for no audit: that writes to the shard for each read."""
+    [config_dir] = (local.data_dir / "tenants").iterdir()
+    shutil.copytree(config_dir, folder)
+    policy = Policy.from_json((folder / POLICY_FILE).read_text(encoding="utf-8"))
+    (folder / POLICY_FILE).write_text(replace(policy, audit=False).to_json(), encoding="utf-8")
+    return folder
 
 
 def open_rows(name: str, seen: dict[str, float], rate: float) -> Iterator[Row]:

@@ -167,9 +167,9 @@ def request(method: str, target: str, body: object = None, consistency: str = "s
 
 
 @contextmanager
-def sidecar(local: LocalMode) -> Iterator[int]:
-    """The port of a sidecar as it runs in a pod, on one core, with the configuration of the local tenant."""
-    [config_dir] = (local.data_dir / "tenants").iterdir()
+def sidecar(local: LocalMode, folder: Path | None = None) -> Iterator[int]:
+    """The port of a sidecar as it runs in a pod, on one core, with the local tenant's configuration or the folder's."""
+    [config_dir] = (local.data_dir / "tenants").iterdir() if folder is None else [folder]
     port = free_port()
     admin_port = port + 1
     ports = {ENV_CONFIG_DIR: str(config_dir), ENV_HTTP_PORT: str(port), ENV_ADMIN_PORT: str(admin_port)}

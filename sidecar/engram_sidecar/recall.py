@@ -58,6 +58,7 @@ DOUBT_S: Final = 30.0  # a statement that got no answer has ended by then, or ne
 JITTER_RATIO: Final = 0.1
 REFRESH_RATIO: Final = 0.1  # of its time: who asks for an entry so shortly before its end has it read again beside
 LONE_REFRESH_S: Final = 2.0
+YOUNG_S: Final = 1.0  # what is younger gains nothing from the bulletin's last beat
 KEPT_BYTES: Final = 290  # what a Kept takes beside its body, with its source and its tag
 
 
@@ -312,8 +313,10 @@ class Recall:
 
     def _age_s(self, kept: Kept, now_s: float) -> float:
         """At most so long ago was written what it lacks: what was told before the last beat would have dropped it."""
-        current_s = max(kept.source.began_s - kept.source.behind_s, self._bulletin.sound_s or 0.0)
-        return max(now_s - current_s, 0.0)
+        age_s = now_s - kept.source.began_s + kept.source.behind_s
+        if age_s > YOUNG_S:
+            age_s = min(age_s, now_s - (self._bulletin.sound_s or -inf))
+        return max(age_s, 0.0)
 
     def _bound_s(self, session: Session) -> float:
         bound_s = self._rules.policy().resilience.staleness_seconds

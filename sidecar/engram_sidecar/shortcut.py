@@ -32,9 +32,12 @@ MAX_TARGET_CHARS: Final = 512
 MAX_HOSTS: Final = 16
 MAX_TOKEN_CHARS: Final = 512  # of some 18 shards; a longer one goes the long way
 _READ: Final = "retrieve"
-# With one of these a request may want something else than the document; two of a name are for the long way too.
-_LONG_WAY: Final = (
-    "If-Match", "If-None-Match", "Expect", "traceparent", "Transfer-Encoding", CONSISTENCY_HEADER, TIMING_HEADER
+# With one of these a request may want something else than the document.
+_LONG_WAY: Final = frozenset(
+    name.lower()
+    for name in (
+        "If-Match", "If-None-Match", "Expect", "traceparent", "Transfer-Encoding", CONSISTENCY_HEADER, TIMING_HEADER
+    )
 )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ class Shortcut:
             return None
         key, memory_id, route = target
         began_s, headers = time.monotonic(), request.headers
-        if headers.get("Host") not in self._hosts or any(name in headers for name in _LONG_WAY):
+        if headers.get("Host") not in self._hosts or not _LONG_WAY.isdisjoint(map(str.lower, headers)):
             return None
         found = self._recall.fresh(key)
         if found is None:
