@@ -35,6 +35,7 @@ from engram_sidecar.errors import (
     SidecarError,
     SlotMoved,
 )
+from engram_sidecar.failover import is_away
 from engram_sidecar.gathering import Gatherer
 from engram_sidecar.patience import Patience
 from engram_sidecar.store import CONNECTIONS_PER_NODE, Asks, Place, Row, Transaction
@@ -226,7 +227,7 @@ class Gate:
             admitted = breaker.admit(limits, began_s)
             if admitted is None:
                 raise _open(place, breaker.wait_s(limits, began_s))
-            outcome = Outcome.WITHDRAWN
+            outcome, is_gone = Outcome.WITHDRAWN, False
             try:
                 async with asyncio.timeout(left_s + GRACE_S):
                     yield left_s
@@ -235,7 +236,7 @@ class Gate:
                 outcome = Outcome.FAILED
                 raise _late(place, kind) from error
             except ShardUnavailable as failure:
-                outcome = _told_by(failure, _now_s() - began_s)
+                outcome, is_gone = _told_by(failure, _now_s() - began_s), is_away(failure)
                 raise
             except Exception:
                 outcome = Outcome.SUCCEEDED  # the fence, the quota, a condition: the node answered
@@ -246,7 +247,7 @@ class Gate:
                 if was is State.HALF_OPEN and breaker.view.state is State.CLOSED:
                     self._hope(place)
                 elif breaker.view.state is State.OPEN and place not in self._watches:
-                    watch = self._watches[place] = asyncio.create_task(self._watch(place))
+                    watch = self._watches[place] = asyncio.create_task(self._watch(place, was_away=is_gone))
                     watch.add_done_callback(lambda _: self._watches.pop(place))
 
     def _hope(self, place: Place) -> None:
@@ -254,12 +255,11 @@ class Gate:
         for breaker in self._breakers[place].values():
             breaker.hope(_now_s())
 
-    async def _watch(self, place: Place) -> None:
+    async def _watch(self, place: Place, *, was_away: bool) -> None:
         """Asks a node that was left alone until it answers, and then lets callers try it before the recovery is over.
 
-        One that answers the first question was there all the time and failed in another way: its recovery stays.
+        One that was not away, and answers the first question, failed in another way: its recovery stays.
         """
-        was_away = False
         while any(breaker.view.state is State.OPEN for breaker in self._breakers.get(place, {}).values()):
             await asyncio.sleep(jittered(WATCH_S, JITTER_RATIO))
             try:

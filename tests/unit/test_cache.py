@@ -249,7 +249,7 @@ def test_drops_holds_and_tickets_that_never_come_back_take_no_memory() -> None:
         taken_bytes = tracemalloc.get_traced_memory()[0] - before_bytes
     finally:
         tracemalloc.stop()
-    assert taken_bytes < 1_000
+    assert taken_bytes < STRIPES  # a bit of each would be ten times that; other threads allocate too
 
 
 class Named:

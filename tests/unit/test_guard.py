@@ -429,3 +429,16 @@ async def test_it_leaves_half_of_the_requests_time() -> None:
     failure = await failure_of(stage.guard.read_once(PLACE, "get_memories", [7], [ID.uuid], timeout_s=5.0))
     assert isinstance(failure, DeadlineExceeded)
     assert (patience.by_s or 0.0) > asyncio.get_running_loop().time()
+
+
+async def test_a_node_that_was_away_for_a_moment_is_tried_as_soon_as_it_answers() -> None:
+    """It may be back before anybody looks at it for the first time."""
+    stage = Stage(Node0(*[GONE] * 5, ["row"]), Resilience(retry_percent=0, recovery_seconds=600))
+    for _ in range(5):
+        assert await failure_of(stage.read()) is GONE
+    assert stage.state(Kind.RETRIEVE) is State.OPEN
+    async with asyncio.timeout(5.0):
+        while stage.state(Kind.RETRIEVE) is State.OPEN:  # noqa: ASYNC110  the watch asks by itself
+            await asyncio.sleep(0.01)
+    assert await stage.read() == ["row"]
+    await stage.gate.close()
