@@ -219,6 +219,19 @@ async def test_a_lost_counter_never_comes_back_to_where_it_was(redis: RedisServe
             await eventually(partial(is_ahead, other, before))
 
 
+async def test_a_server_that_takes_no_writes_is_not_sound_and_heals(redis: RedisServer) -> None:
+    """A replica hands on what is published, but nobody can tell it what was written."""
+    async with pair(redis) as (teller, other):
+        doubts = other.doubts
+        await redis.run("CONFIG", "SET", "min-replicas-to-write", 1)
+        await eventually(lambda: not other.is_sound)
+        await teller.bulletin.tell("s0", [memory_id(1)], None)
+        assert teller.bulletin.is_owing
+        await redis.run("CONFIG", "SET", "min-replicas-to-write", 0)
+        await eventually(lambda: other.is_sound and not teller.bulletin.is_owing)
+        assert memory_id(1) in other.ids or other.doubts > doubts, "whoever was not listening keeps nothing of before"
+
+
 async def test_a_server_that_lost_its_last_seconds_is_told_from_the_one_before(redis: RedisServer) -> None:
     """What a failover to a replica that lags looks like: the counter stands where it stood before."""
     async with pair(redis) as (teller, other):
