@@ -227,7 +227,8 @@ async def lose_a_shard(client: AsyncEngram, stored: Sequence[Stored], figures: F
 
         async def read(one: Stored) -> None:
             try:
-                memory = await client.get(one.memory.id)
+                # Strong: what the sidecar keeps would stand in for the shard for some seconds.
+                memory = await client.get(one.memory.id, consistency="strong")
                 expect(memory == one.memory, f"{memory.id} is not as before")
                 outcome = "200, as stored"
             except Unavailable as error:
@@ -274,7 +275,7 @@ async def wait_back(client: AsyncEngram, stored: Sequence[Stored], timeout_s: fl
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     while True:
         try:
-            await client.get(one)
+            await client.get(one, consistency="strong")
         except Unavailable:
             if asyncio.get_running_loop().time() > deadline_s:
                 raise
