@@ -44,12 +44,13 @@ class Writing:
 
 @dataclass(slots=True)
 class Count:
-    """How reads by id were answered so far."""
+    """How reads by id were answered so far. Each counts once, and one that failed not at all."""
 
     hits: int = 0
     stale: int = 0
-    misses: int = 0
-    collapsed: int = 0  # of the misses: those that another request's load answered
+    collapsed: int = 0  # by another request's load
+    shared: int = 0  # by L2
+    misses: int = 0  # by the shard
 
 
 def order(tag: str, other: str) -> int | None:

@@ -19,7 +19,7 @@ Source: RFC 9211 (Cache-Status); RFC 5861, section 4 (stale-if-error).
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
@@ -141,7 +141,6 @@ class Recall:
             if recalled is None:
                 raise
             return recalled
-        self.count.misses += 1
         return _shown(recalled, session)
 
     def _find(self, memory_id: MemoryId, key: bytes, session: Session, load: Load) -> Recalled | None:
@@ -198,19 +197,26 @@ class Recall:
 
     async def _loaded(self, memory_id: MemoryId, session: Session, load: Load) -> Recalled:
         """What L2 or the shard says, asked once for all who see the same and ask meanwhile."""
-        if not session.is_plain:
-            return await self._load(memory_id, load)
         key = key_of(memory_id)
-        has_begun = key in self._loads
+        has_begun = session.is_plain and key in self._loads
         if has_begun:
-            self.count.collapsed += 1
             session.cached("fwd=uri-miss; collapsed")
-        try:
-            return await asyncio.shield(self._loads.join(key, partial(self._load, memory_id, load)))
-        except DeadlineExceeded:
-            if not has_begun:
-                raise
-            return await self._load(memory_id, load)  # who began it had less time left
+            with suppress(DeadlineExceeded):  # who began it had less time left: it is loaded anew, for this one
+                recalled = await self._joined(key, memory_id, load)
+                self.count.collapsed += 1
+                return recalled
+        if session.is_plain and not has_begun:
+            recalled = await self._joined(key, memory_id, load)
+        else:
+            recalled = await self._load(memory_id, load)
+        if recalled.source.is_shared:
+            self.count.shared += 1
+        else:
+            self.count.misses += 1
+        return recalled
+
+    async def _joined(self, key: bytes, memory_id: MemoryId, load: Load) -> Recalled:
+        return await asyncio.shield(self._loads.join(key, partial(self._load, memory_id, load)))
 
     async def _load(self, memory_id: MemoryId, load: Load) -> Recalled:
         key, session = key_of(memory_id), session_of_request()

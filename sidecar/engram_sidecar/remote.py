@@ -59,7 +59,6 @@ class Remote:
         self._ttl_s = ttl_s
         self._encrypts = encrypts
         self._clock = clock
-        self.hits = 0
         self.misses = 0
         self.undecodable = 0
         self.failures = 0
@@ -76,7 +75,6 @@ class Remote:
         [data] = await self._read([self._key(memory_id, ticket)])
         found = self._parsed(memory_id, data) if data else None
         is_there = found is not None and (found[0].expires is None or _unix_s(found[0]) > self._clock())
-        self.hits += is_there
         self.misses += not is_there
         return found if is_there else None
 

@@ -104,8 +104,10 @@ class Sealer:
     async def open_text(self, name: str, sealed: bytes) -> tuple[str, str]:
         """What `seal_text` sealed. Raises KeyMissing, SealBroken, ValueError."""
         if not self.encrypts:
-            first, second = json.loads(sealed)
-            return first, second
+            match json.loads(sealed):
+                case [str() as first, str() as second]:
+                    return first, second
+            raise ValueError(name)
         bound = Bound(self._tenant, SEARCH, name)
         if await self._is_inline(len(sealed)):
             return self._keys.open(bound, sealed)

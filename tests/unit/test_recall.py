@@ -16,7 +16,7 @@ from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.consistency import Floors, Session, Source, begin_session, session_of_request
 from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import IdempotencyKeyInUse, OutcomeUnknown, PreconditionFailed, ShardUnavailable
-from engram_sidecar.kept import Recalled, key_of
+from engram_sidecar.kept import Count, Recalled, key_of
 from engram_sidecar.patience import begin_request
 from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Rules
 from engram_sidecar.records import Memory
@@ -420,3 +420,20 @@ async def test_nothing_is_kept_while_others_are_told(shelf: Shelf, monkeypatch: 
     monkeypatch.setattr(shelf.recall, "_tell", told)
     await shelf.write()
     assert shown == ["fwd=uri-miss"] * 2
+
+
+async def test_who_joined_a_load_that_failed_is_counted_neither_as_a_miss_nor_as_collapsed(shelf: Shelf) -> None:
+    """The metrics follow these numbers, and a counter that falls would end every scrape."""
+    shelf.gate, shelf.failure = asyncio.Event(), ShardUnavailable("s0", "away")
+    tasks = [asyncio.create_task(shelf.get()) for _ in range(5)]
+    await asyncio.sleep(0)
+    shelf.gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert shelf.recall.count == Count()
+    shelf.failure, shelf.gate = None, asyncio.Event()
+    tasks = [asyncio.create_task(shelf.get()) for _ in range(5)]
+    await asyncio.sleep(0)
+    shelf.gate.set()
+    await asyncio.gather(*tasks)
+    await shelf.get()
+    assert shelf.recall.count == Count(hits=1, misses=1, collapsed=4)

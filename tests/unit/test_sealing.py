@@ -135,3 +135,17 @@ async def test_words_and_tokens_are_hashed_with_the_index_key() -> None:
     assert len({each.terms for each in indexed}) == 3
     assert ["'=" in each.terms for each in indexed] == [True, True, False]
     assert {each.term_count for each in indexed} == {1}
+
+
+@pytest.mark.parametrize("encrypts", [True, False])
+async def test_two_texts_come_back_under_their_name(encrypts: bool) -> None:
+    sealer = Stage(encrypts=encrypts, keys=keyring(1, 1)).vault.sealer
+    sealed = await sealer.seal_text("a name", "3", "{}")
+    assert await sealer.open_text("a name", sealed) == ("3", "{}")
+    assert (b"{}" in sealed) is not encrypts
+
+
+@pytest.mark.parametrize("kept", [b"5", b"null", b'["1"]', b"[1,2]", b'["1","2","3"]', b"garbage"])
+async def test_what_is_no_pair_of_texts_is_said_to_be_none(kept: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  whatever it says
+        await Stage(encrypts=False).vault.sealer.open_text("a name", kept)
