@@ -17,6 +17,7 @@ class Fault(StrEnum):
 
     NONE = "none"  # it passes on, after `delay_s`
     SILENT = "silent"  # it takes everything and says nothing
+    HELD = "held"  # it keeps what comes, and passes it on when the fault is over
     RESET = "reset"  # it resets each connection, old and new ones
 
 
@@ -31,6 +32,7 @@ class FaultProxy:
     accepted: int = 0
     losing: bytes = b""  # the answer to what holds this is lost, with its connection; once
     lost: int = 0
+    _passing: asyncio.Event = field(default_factory=asyncio.Event)  # set unless HELD
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _server: asyncio.Server | None = None
@@ -38,6 +40,10 @@ class FaultProxy:
     def turn(self, fault: Fault, delay_s: float = 0.0) -> None:
         """From now on this fault; RESET ends what is open."""
         self.fault, self.delay_s = fault, delay_s
+        if fault is Fault.HELD:
+            self._passing.clear()
+        else:
+            self._passing.set()
         if fault is Fault.RESET:
             self._reset_all()
 
@@ -49,6 +55,7 @@ class FaultProxy:
 
     async def listen(self) -> None:
         """Connections are taken, on the port of before if there was one."""
+        self._passing.set()
         self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -102,6 +109,7 @@ class FaultProxy:
                     doomed.set()
                 if answers and self.delay_s:
                     await asyncio.sleep(self.delay_s)
+                await self._passing.wait()
                 if self.fault is not Fault.SILENT:
                     writer.write(chunk)
                     await writer.drain()

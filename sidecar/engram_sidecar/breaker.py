@@ -117,11 +117,15 @@ class Breaker:
         """What it shows now."""
         return View(self._state, self._failures, self._failed_s)
 
-    def admit(self, limits: Limits, now_s: float) -> Pass | None:
-        """The pass of a call that may go on, which must be settled; None if it may not."""
+    def refuses(self, limits: Limits, now_s: float) -> bool:
+        """Whether a call would not be admitted now."""
         if now_s >= self._opened_s + limits.recovery_s:
             self._happen(Event.RECOVERY_OVER, now_s)
-        if self._state is State.OPEN or (self._state is State.HALF_OPEN and self._probes >= PERMITS):
+        return self._state is State.OPEN or (self._state is State.HALF_OPEN and self._probes >= PERMITS)
+
+    def admit(self, limits: Limits, now_s: float) -> Pass | None:
+        """The pass of a call that may go on, which must be settled; None if it may not."""
+        if self.refuses(limits, now_s):
             return None
         self._probes += self._state is State.HALF_OPEN
         return Pass(self._era, now_s)

@@ -3,7 +3,7 @@
     guard --read, write, transaction--> Gate --the same--> Store
 
 Promises
-1. An open breaker answers at once (BreakerOpen), with the time after which it is worth trying.
+1. An open breaker, or one whose probe is out, answers at once (BreakerOpen), with the time after which to try again.
 2. Only failures of a node count against it: no answer, a lost connection, an unknown outcome. A refusal is an answer.
 3. No question goes on beyond its request's deadline, whatever the driver waits for.
 4. Gets and puts of single memories go to the node together with those of other requests (gathering.py); each has its
@@ -219,8 +219,8 @@ class Gate:
         breaker = breakers[kind]
         if is_awaited:
             breaker.hope(_now_s())
-        if wait_s := breaker.wait_s(limits, _now_s()):
-            raise _open(place, wait_s)  # at once, and not after a wait for others
+        if breaker.refuses(limits, _now_s()):
+            raise _open(place, breaker.wait_s(limits, _now_s()))  # at once, and not after a wait for others
         async with self._entered(place, patience):
             began_s = _now_s()
             left_s = min(timeout_s, (patience.by_s or began_s) - began_s)
