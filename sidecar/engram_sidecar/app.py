@@ -85,7 +85,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
     replicas = Replicas(guard, lookout, store.renew, metrics.count_read, metrics.count_hedge)
-    caches = _caches(in_force, vault, floors)
+    caches = _caches(in_force, vault, floors, metrics)
     pipeline = Pipeline(replicas, in_force, vault, caches.recall, limits, world)
     resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
@@ -131,17 +131,17 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         await tracer.close()
 
 
-def _caches(in_force: InForce, vault: Vault, floors: Floors) -> Caches:
-    """Both cache levels. What was read under another map, policy or keyring is not kept."""
+def _caches(in_force: InForce, vault: Vault, floors: Floors, metrics: metrics_room.Metrics) -> Caches:
+    """Both cache levels, seen by the metrics. What was read under another map, policy or keyring is not kept."""
     caches = Caches.create(in_force, vault, floors, Drawer(os.urandom(KEY_BYTES)))
     in_force.subscribe(caches.adopt)
     caches.adopt(in_force.config)
+    metrics.watch_caches(caches.state)
     return caches
 
 
 def _limiter(in_force: InForce, caches: Caches, metrics: metrics_room.Metrics) -> Limiter:
     """Who refuses requests beyond the tenant's rate; seen by the metrics."""
-    metrics.watch_caches(caches.state)
     limiter = Limiter(in_force, caches.door, time.time, metrics.count_rate_limited)
     metrics.watch_rate(lambda: limiter.is_alone)
     return limiter

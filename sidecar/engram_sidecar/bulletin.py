@@ -1,7 +1,7 @@
 """The bulletin: by it sidecars of one tenant tell each other what was written, over the tenant's Redis.
 
-    tell -> outbox -> [tombstones, INCR counter, PUBLISH]     once a second [GET counter, PUBLISH to ourselves] -> tally
-    subscription -> notices -> on_written, tally                                  a gap, a lost connection -> on_doubt
+    tell -> outbox -> [tombstones, INCR counter, PUBLISH]   once a second [GET counter, SET, PUBLISH to us] -> tally
+    subscription -> notices -> on_written, tally                                a gap, a lost connection -> on_doubt
 
 Promises
 1. A write is told after its commit and before its answer. That never fails the write and takes at most TELL_S of it:

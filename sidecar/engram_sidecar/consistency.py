@@ -105,8 +105,7 @@ class Session:
         self._since_ms = 0
         self._has_met = False
         self._cached = ""
-        self.source: Source | None = None  # of the last answer to a read
-        self.sources: list[tuple[str, Source]] = []  # of all of them, with their shards
+        self.sources: list[tuple[str, Source]] = []  # (shard, source) of each answer to a read, in order
 
     def read_headers(self, levels: Sequence[str], tokens: Sequence[str], now_s: float) -> None:
         """Takes what the request says of itself, on the loop's clock. Raises BadRequest that names the header."""
@@ -150,7 +149,6 @@ class Session:
         """The request wrote to a shard, or saw what came from this source."""
         self._has_met = True
         if source is not None:
-            self.source = source
             self.sources.append((shard, source))
 
     @property
@@ -183,7 +181,7 @@ class Session:
 
     def answered_by(self, unnamed: Source) -> Source:
         """Where the last answer came from; `unnamed` if nobody said."""
-        return self.source or unnamed
+        return self.sources[-1][1] if self.sources else unnamed
 
     def cached(self, what: str) -> None:
         """What came of looking at what is kept here (RFC 9211, without the name of the cache)."""

@@ -7,7 +7,6 @@ a position, or was perhaps not heard.
 Pure: the clock is an argument, the loop's.
 """
 
-from collections.abc import Iterable
 from math import inf
 
 from engram_contract.session import Position
@@ -33,7 +32,7 @@ class Hearsay:
 
     def doubt(self, now_s: float) -> None:
         """Something may have been told and not heard."""
-        self._unheard_s = dict.fromkeys(self._shards(), now_s)
+        self._unheard_s = dict.fromkeys(self._floors.shards(), now_s)
 
     def forget(self) -> None:
         """Another map: its shards may be others under the same names."""
@@ -50,6 +49,3 @@ class Hearsay:
         has_heard = heard is None or look.timeline > heard.timeline or look.covers(heard)
         is_after = source.began_s - source.behind_s > self._unheard_s.get(shard, -inf)
         return has_heard and is_after and look.covers(self._floors.of(shard))
-
-    def _shards(self) -> Iterable[str]:
-        return self._floors.shards()

@@ -118,9 +118,7 @@ class Recall:
         if ids is None:
             self.flush()
         for memory_id in ids or ():
-            key = key_of(memory_id)
-            self._cache.drop(key)
-            self._loads.part(key)
+            self._drop(key_of(memory_id))
         self._hearsay.hear(shard, position, _now_s())
 
     async def close(self) -> None:
@@ -178,7 +176,7 @@ class Recall:
     def hit(self, key: bytes, kept: Kept) -> bytes:
         """The body of what is kept, which is shown."""
         self.count.hits += 1
-        return self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
+        return self._opened(key, kept)
 
     def _stale(self, key: bytes, session: Session) -> Recalled | None:
         """What is kept, if it is not older than the policy allows."""
@@ -192,8 +190,10 @@ class Recall:
         self.count.stale += 1
         session.cached("hit; ttl=-1; detail=stale")
         session.is_as_old_as(age_s)
-        body = self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
-        return _shown(Recalled(body, kept.tag, kept.shard, kept.source), session)
+        return _shown(Recalled(self._opened(key, kept), kept.tag, kept.shard, kept.source), session)
+
+    def _opened(self, key: bytes, kept: Kept) -> bytes:
+        return self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
 
     async def _loaded(self, memory_id: MemoryId, session: Session, load: Load) -> Recalled:
         """What L2 or the shard says, asked once for all who see the same and ask meanwhile."""
@@ -227,7 +227,7 @@ class Recall:
             if shared is not None and session.is_plain and not self._loads.was_asked(key, began_s):
                 found = await self._from_remote(memory_id, shared, began_s)
             if found is None:
-                session.source = None
+                session.sources.clear()
                 stored, shard = await load()
                 memory = None if stored is None else await self._rules.opened(stored)
                 found = memory, shard, session.answered_by(Source(began_s))
@@ -237,7 +237,7 @@ class Recall:
         recalled = Recalled(body, tag, shard, source)
         if self._wins(key, recalled, ticket) and self.may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
-            if stored is not None and shared is not None and not source.is_shared:
+            if stored is not None and shared is not None:
                 self._loads.go_on_beside(asyncio.create_task(self._share(stored, shard, source, shared)))
         return recalled
 
@@ -272,12 +272,22 @@ class Recall:
         that ends spoils those that are still under way, for what is kept and for who would join them; and of two states
         of the memory the later one is kept. That there is none has no place in the order: then nothing is kept.
         """
-        is_valid, kept = self._cache.ticket(key) == ticket, self._cache.get(key, _now_s())
-        later = 0 if kept is None or kept.tag == recalled.tag else order(recalled.tag, kept.tag)
-        if later is None or later > 0 or (later == 0 and self._loads.is_under_way(key)):
-            self._cache.drop(key)
-            self._loads.part(key)
+        is_valid = self._cache.ticket(key) == ticket
+        later = self._overtake(key, recalled.tag, _now_s())
         return is_valid and later is not None and later >= 0
+
+    def _overtake(self, key: bytes, tag: str, now_s: float) -> int | None:
+        """This state was shown: what is kept or under way and may be older goes. How it stands to what was kept."""
+        kept = self._cache.get(key, now_s)
+        later = 0 if kept is None or kept.tag == tag else order(tag, kept.tag)
+        if later is None or later > 0 or (later == 0 and self._loads.is_under_way(key)):
+            self._drop(key)
+        return later
+
+    def _drop(self, key: bytes) -> None:
+        """Nothing is kept of it, no load under way is, and nobody joins one."""
+        self._cache.drop(key)
+        self._loads.part(key)
 
     def may_keep(self, shard: str, source: Source) -> bool:
         """Whether an answer may be shown to others: not what a replica said that may lack what they were told of."""
@@ -288,12 +298,7 @@ class Recall:
         now_s = _now_s()
         for memory in found:
             key = key_of(memory.id)
-            kept = self._cache.get(key, now_s)
-            tag = str(memory.etag)
-            later = 0 if kept is None or kept.tag == tag else order(tag, kept.tag)
-            if later is None or later > 0 or (later == 0 and self._loads.is_under_way(key)):
-                self._cache.drop(key)
-                self._loads.part(key)
+            self._overtake(key, str(memory.etag), now_s)
             self._loads.note_asked(key, now_s)
 
     def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
@@ -356,16 +361,16 @@ class Recall:
                 if writing.may_have_happened:
                     await self._tell(ids)
             finally:
-                self._end(ids, is_unknown=writing.is_unknown)
+                until_s = _now_s() + DOUBT_S if writing.is_unknown else None
+                for key in keys:
+                    self._cache.end(key, until_s)
+                    self._loads.part(key)
+                if writing.is_unknown:
+                    asyncio.get_running_loop().call_later(DOUBT_S, self._tell_beside, ids)
 
-    def _end(self, ids: Sequence[MemoryId], *, is_unknown: bool) -> None:
-        until_s = _now_s() + DOUBT_S if is_unknown else None
-        for key in map(key_of, ids):
-            self._cache.end(key, until_s)
-            self._loads.part(key)
-        if is_unknown:  # others are told again when it can happen no more
-            again = asyncio.get_running_loop().call_later
-            again(DOUBT_S, lambda: self._loads.go_on_beside(asyncio.ensure_future(self._tell(ids))))
+    def _tell_beside(self, ids: Sequence[MemoryId]) -> None:
+        """The others are told again, now that it can happen no more."""
+        self._loads.go_on_beside(asyncio.create_task(self._tell(ids)))
 
     async def _tell(self, ids: Sequence[MemoryId]) -> None:
         """The other sidecars know. Whoever leaves meanwhile leaves the rest to the bulletin."""
@@ -380,7 +385,7 @@ class Recall:
 
 
 def _shown(recalled: Recalled, session: Session) -> Recalled:
-    session.met(recalled.source)
+    session.met(recalled.source, recalled.shard)
     if recalled.source.look is not None:
         session.is_as_old_as(recalled.source.behind_s)
     if recalled.source.shown is not None and session.level is not Level.EVENTUAL:

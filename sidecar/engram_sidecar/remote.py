@@ -12,7 +12,8 @@ Promises
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +22,7 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin, key_of
 from engram_sidecar.cachedrow import BadRow, parse_row, write_row
 from engram_sidecar.errors import CacheUnavailable
-from engram_sidecar.records import EPOCH, Memory
+from engram_sidecar.records import Memory
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.tally import generation_of
 
@@ -72,35 +73,35 @@ class Remote:
 
     async def get(self, memory_id: MemoryId, ticket: Ticket) -> tuple[Memory, Position | None] | None:
         """The memory, sealed as it is stored, and the position behind all that is in it; None if it is not there."""
-        [data] = await self._read([self._key(memory_id, ticket)])
+        data = await self._read(self._key(memory_id, ticket))
         found = self._parsed(memory_id, data) if data else None
-        is_there = found is not None and (found[0].expires is None or _unix_s(found[0]) > self._clock())
+        is_there = found is not None and (found[0].expires is None or found[0].expires.timestamp() > self._clock())
         self.misses += not is_there
         return found if is_there else None
 
     async def fill(self, memory: Memory, shown: Position | None, ticket: Ticket) -> bool:
         """Whether the memory is there for all now; not if something was written since the ticket, or is there."""
         ttl_s = self._ttl_s() or KEPT_S
-        left_s = ttl_s if memory.expires is None else min(ttl_s, _unix_s(memory) - self._clock())
+        left_s = ttl_s if memory.expires is None else min(ttl_s, memory.expires.timestamp() - self._clock())
         if memory.sealed is None and self._encrypts():
             return False
         return await self._put(self._key(memory.id, ticket), write_row(memory, shown), left_s, ticket)
 
     async def get_search(self, digest: str, ticket: Ticket) -> bytes | None:
         """What `fill_search` put there under the digest, if nothing of the tenant was written since."""
-        [value] = await self._read([self._search_key(digest, ticket)])
-        return value
+        return await self._read(self._search_key(digest, ticket))
 
     async def fill_search(self, digest: str, value: bytes, left_s: float, ticket: Ticket) -> None:
         """The value is there for whoever asks before the next write. The caller has sealed what is to be sealed."""
         await self._put(self._search_key(digest, ticket), value, min(left_s, SEARCH_TTL_S), ticket)
 
-    async def _read(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def _read(self, key: str) -> bytes | None:
         try:
-            return await self._door.mget(keys)
+            [value] = await self._door.mget([key])
         except CacheUnavailable:
             self.failures += 1
-            return [None] * len(keys)
+            return None
+        return value
 
     async def _put(self, key: str, value: bytes, ttl_s: float, ticket: Ticket) -> bool:
         if ttl_s * 1000 < 1 or len(value) > MAX_VALUE_BYTES or not self._holds(ticket):
@@ -117,27 +118,19 @@ class Remote:
         return now is not None and now.doubts == ticket.doubts and now.taken_s - ticket.taken_s < FILL_S
 
     def _parsed(self, memory_id: MemoryId, data: bytes) -> tuple[Memory, Position | None] | None:
-        try:
-            memory, shown = parse_row(data)
-        except BadRow:
+        found = None
+        with suppress(BadRow):
+            found = parse_row(data)
+        if found is None or found[0].id != memory_id or (found[0].sealed is None and self._encrypts()):
             self.undecodable += 1
             return None
-        if memory.id != memory_id or (memory.sealed is None and self._encrypts()):
-            self.undecodable += 1
-            return None
-        return memory, shown
+        return found
 
     def _key(self, memory_id: MemoryId, ticket: Ticket) -> str:
         return key_of(self._door.role, generation_of(ticket.writes), memory_id)
 
     def _search_key(self, digest: str, ticket: Ticket) -> str:
         return f"{self._door.role}:s:{ticket.writes:x}:{digest}"
-
-
-def _unix_s(memory: Memory) -> float:
-    """When the memory expires."""
-    assert memory.expires is not None  # noqa: S101  the callers asked
-    return (memory.expires - EPOCH).total_seconds()
 
 
 def _now_s() -> float:

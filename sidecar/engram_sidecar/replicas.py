@@ -96,7 +96,7 @@ class Replicas:
         chosen = await self._lookout.choose(question.place.shard, session)
         if chosen is None:
             return None
-        began_s, tasks = _now_s(), [asyncio.create_task(self._ask(self._guard.read_once, question, chosen, session))]
+        began_s, tasks = _now_s(), [asyncio.create_task(self._ask(self._guard.read_once, question, chosen))]
         try:
             await asyncio.wait(tasks, timeout=self._lateness.late_s(question.kind, began_s))
             if tasks[0].done() or not self._guard.may_hedge(question.place.shard):
@@ -110,7 +110,7 @@ class Replicas:
         finally:
             self._withdraw(task for task in tasks if not task.done())
 
-    async def _ask(self, ask: "_Ask", question: "_Question", chosen: Chosen, session: Session) -> "_Shown | None":
+    async def _ask(self, ask: "_Ask", question: "_Question", chosen: Chosen) -> "_Shown | None":
         """What a replica answers, asked once; None if it does not."""
         began_s = _now_s()
         try:
@@ -119,17 +119,15 @@ class Replicas:
             return None
         self._observe(question, chosen.place, _now_s() - began_s)
         if question.query not in POSITIONED:
-            return _Shown(rows, question.place.shard, Source(began_s, behind_s=chosen.behind_s), chosen.behind_s)
+            return _Shown(rows, question.place.shard, Source(began_s, behind_s=chosen.behind_s))
         look, position = Position(chosen.look.timeline or 0, chosen.look.lsn), _position(rows[0], chosen)
-        source = Source(began_s, look, position, chosen.behind_s)
-        told = None if session.level is Level.EVENTUAL else position
-        return _Shown(rows, question.place.shard, source, chosen.behind_s, told)
+        return _Shown(rows, question.place.shard, Source(began_s, look, position, chosen.behind_s))
 
     async def _ask_elsewhere(self, question: "_Question", asked: Chosen, session: Session) -> "_Shown | None":
         """What another replica than `asked` answers, else the primary, asked once; None if it does not."""
         other = self._lookout.choose_other(question.place.shard, session, asked)
         if other is not None:
-            return await self._ask(self._guard.read_beside, question, other, session)
+            return await self._ask(self._guard.read_beside, question, other)
         try:
             return await self._ask_primary(self._guard.read_beside, question, session)
         except (ShardUnavailable, SlotMoved):
@@ -153,7 +151,7 @@ class Replicas:
         if head["is_replica"] or head["timeline"] < self._lookout.timeline(shard):
             return None
         position = Position(head["timeline"], head["seen_lsn"])
-        return _Shown(rows, shard, Source(began_s, None, position), 0.0, position, ticket, is_by_replica=False)
+        return _Shown(rows, shard, Source(began_s, None, position), ticket, is_by_replica=False)
 
     def _observe(self, question: "_Question", place: Place, seconds: float) -> None:
         self._lateness.observe(question.kind, seconds, _now_s())
@@ -200,18 +198,17 @@ class _Shown:
     rows: list[Row]
     shard: str
     source: Source
-    age_s: float | None = None
-    position: Position | None = None
     ticket: int | None = None
     is_by_replica: bool = True
 
     def tell(self, session: Session) -> None:
-        """The session saw it."""
+        """The session saw it. An eventual read of a replica raises nothing."""
+        shown = self.source.shown
         session.met(self.source, self.shard)
-        if self.age_s is not None:
-            session.is_as_old_as(self.age_s)
-        if self.position is not None:
-            session.reached(self.shard, self.position, self.ticket)
+        if self.is_by_replica or shown is not None:
+            session.is_as_old_as(self.source.behind_s)
+        if shown is not None and not (self.is_by_replica and session.level is Level.EVENTUAL):
+            session.reached(self.shard, shown, self.ticket)
 
 
 _Asked = asyncio.Task[_Shown | None]

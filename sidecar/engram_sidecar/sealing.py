@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from engram_contract.credentials import Keyring
 from engram_contract.names import length_prefixed
@@ -35,6 +35,8 @@ INLINE_BYTES: Final = 262_144
 EACH_BYTES: Final = 8_192  # a short one and what is done around it take as long as so much of a long one
 
 Refusal = KeyMissing | SealBroken
+Work = ParamSpec("Work")
+Done = TypeVar("Done")
 
 
 class Sealer:
@@ -84,9 +86,8 @@ class Sealer:
             return None
         nonce, texts = self._random_bytes(NONCE_BYTES), (draft.content, draft.value)
         with part("seal"):
-            if await self._is_inline(len(draft.content) + len(draft.value)):
-                return self._keys.seal(self._bound(memory_id), texts, nonce)
-            return await asyncio.to_thread(self._keys.seal, self._bound(memory_id), texts, nonce)
+            size = len(draft.content) + len(draft.value)
+            return await self._run(size, self._keys.seal, self._bound(memory_id), texts, nonce)
 
     def search_name(self, asked: bytes) -> str:
         """What stands for a search where its results are kept. Who has not the index key cannot try out words."""
@@ -96,10 +97,8 @@ class Sealer:
         """Two texts that are kept under this name; as they are, if the tenant's are. Raises KeyMissing."""
         if not self.encrypts:
             return encode((first, second))
-        nonce, size, bound = self._random_bytes(NONCE_BYTES), len(second), Bound(self._tenant, SEARCH, name)
-        if await self._is_inline(size):
-            return self._keys.seal(bound, (first, second), nonce)
-        return await asyncio.to_thread(self._keys.seal, bound, (first, second), nonce)
+        nonce, bound = self._random_bytes(NONCE_BYTES), Bound(self._tenant, SEARCH, name)
+        return await self._run(len(second), self._keys.seal, bound, (first, second), nonce)
 
     async def open_text(self, name: str, sealed: bytes) -> tuple[str, str]:
         """What `seal_text` sealed. Raises KeyMissing, SealBroken, ValueError."""
@@ -108,10 +107,7 @@ class Sealer:
                 case [str() as first, str() as second]:
                     return first, second
             raise ValueError(name)
-        bound = Bound(self._tenant, SEARCH, name)
-        if await self._is_inline(len(sealed)):
-            return self._keys.open(bound, sealed)
-        return await asyncio.to_thread(self._keys.open, bound, sealed)
+        return await self._run(len(sealed), self._keys.open, Bound(self._tenant, SEARCH, name), sealed)
 
     async def open(self, memory: Memory) -> Memory:
         """The memory in the clear. Raises KeyMissing, SealBroken, which are told."""
@@ -130,9 +126,13 @@ class Sealer:
 
     async def _texts(self, memory_id: MemoryId, envelope: bytes) -> tuple[str, str]:
         with part("open"):
-            if await self._is_inline(len(envelope)):
-                return self._keys.open(self._bound(memory_id), envelope)
-            return await asyncio.to_thread(self._keys.open, self._bound(memory_id), envelope)
+            return await self._run(len(envelope), self._keys.open, self._bound(memory_id), envelope)
+
+    async def _run(self, size: int, work: Callable[Work, Done], *args: Work.args, **named: Work.kwargs) -> Done:
+        """What the work gives: on the loop if it is short, else beside it."""
+        if await self._is_inline(size):
+            return work(*args, **named)
+        return await asyncio.to_thread(work, *args, **named)
 
     async def _is_inline(self, size: int) -> bool:
         """True for what is short enough for the loop; of many short ones, other tasks go on between two."""

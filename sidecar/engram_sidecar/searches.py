@@ -4,8 +4,8 @@ Between a write's commit and its notice a result from before is still found. So 
 than what the Age says; sessions, which may have seen that write, ask the shards.
 
 Promises
-1. A result stays until any sidecar of the tenant tells of a write, no longer than SEARCH_TTL_S, and no longer than the
-first of its memories lives.
+1. A result stays until any sidecar of the tenant tells of a write, no longer than remote.SEARCH_TTL_S, and no longer
+than the first of its memories lives.
 2. Only complete results are put there, and of a replica only what had reached all that was told.
 3. Of a tenant that has keys they are sealed, and nobody can tell from the place what was searched for.
 """
@@ -13,13 +13,14 @@ first of its memories lives.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from math import inf
 
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.consistency import Level, session_of_request
 from engram_sidecar.errors import KeyMissing, SealBroken
 from engram_sidecar.recall import Recall
 from engram_sidecar.records import Found
-from engram_sidecar.remote import SEARCH_TTL_S, Remote
+from engram_sidecar.remote import Remote
 from engram_sidecar.responses import Results, results_of
 from engram_sidecar.sealing import Vault
 from engram_sidecar.wire import results_document
@@ -52,8 +53,8 @@ class Searches:
         session.cached("fwd=uri-miss")
         found = await find()
         results = await results_of(found, results_document)
-        expiries = [hit.memory.expires.timestamp() for hit in found.hits if hit.memory.expires is not None]
-        left_s = min((SEARCH_TTL_S, *(each - self._unix_s() for each in expiries)))
+        expiries = (hit.memory.expires.timestamp() for hit in found.hits if hit.memory.expires is not None)
+        left_s = min(expiries, default=inf) - self._unix_s()
         is_whole = not (found.failures or found.refused)
         if is_whole and all(self._recall.may_keep(shard, source) for shard, source in session.sources):
             sealed = await self._vault.sealer.seal_text(name, str(results.count), results.body.decode())
