@@ -36,7 +36,7 @@ from engram_sidecar.intake import Intake
 from engram_sidecar.lag import watch_lag
 from engram_sidecar.ledger import Ledger
 from engram_sidecar.limiting import Limiter
-from engram_sidecar.listening import Port, listen
+from engram_sidecar.listening import Handlers, Port, listen
 from engram_sidecar.lookout import Lookout
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.presence import Presence
@@ -112,9 +112,9 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     tasks = [asyncio.create_task(_kept_running(loop)) for loop in loops]
     try:
         port = Port(settings.host, settings.http_port, MAX_CONNECTIONS, settings.drain_timeout_s)
-        http_port = await listen(runners, api.handle, port, metrics.count_refused)
+        http_port = await listen(runners, Handlers(api.handle, doors.shortcut.at_once), port, metrics.count_refused)
         probes = Port(settings.admin_host, settings.admin_port, MAX_PROBES, 1.0)
-        admin_port = await listen(runners, admin.handle, probes, metrics.count_refused)
+        admin_port = await listen(runners, Handlers(admin.handle), probes, metrics.count_refused)
         admin.is_ready = True
         yield Sidecar(http_port, admin_port)
     finally:

@@ -4,6 +4,8 @@ Promises
 1. There are at most so many connections; who comes beyond that is told 503 and closed. So they take a bounded memory.
 2. A connection that has brought no whole request head within IDLE_S of its beginning, or of its last answer, ends,
    however slowly it goes on to send one.
+3. Bytes that are one whole request, between others, may be answered as they are (`Handlers.at_once`), before anything
+   parses them; whoever does that knows them byte for byte as a request that was parsed before.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 
@@ -23,11 +25,26 @@ from engram_sidecar.wire import encode
 IDLE_S: Final = 75.0
 RETRY_AFTER_S: Final = 1
 
+HEAD_END: Final = b"\r\n\r\n"
+MAX_HEAD_BYTES: Final = 16_384
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 # The server would log each malformed request with its address, keys and all; handlers log their own failures.
 _protocol_log = logging.getLogger("engram_sidecar.protocol")
 _protocol_log.setLevel(logging.CRITICAL)
+
+
+def _nothing_at_once(_head: bytes) -> bytes | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What answers: any request; and at once the head of one that is known, with None for what is not."""
+
+    handle: Handler
+    at_once: Callable[[bytes], bytes | None] = _nothing_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +58,79 @@ class Port:
     idle_s: float = IDLE_S
 
 
+class Connection(web.RequestHandler):
+    """aiohttp's connection, which knows where it stands between requests.
+
+    It does so by counting: when all that came since the last boundary is the one request that was answered, to the
+    byte, and aiohttp waits for the next one, whatever comes begins a request.
+    """
+
+    __slots__ = ("_at_once", "_came_bytes", "_first", "_whole_bytes")
+
+    def __init__(self, server: web.Server, at_once: Callable[[bytes], bytes | None], idle_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        no_log = cast("logging.Logger", None)  # as web.Server hands it on
+        super().__init__(server, loop=loop, access_log=no_log, logger=_protocol_log, keepalive_timeout=idle_s)
+        self._at_once = at_once
+        self._first = b""  # what came since the boundary, as far as it holds the head
+        self._came_bytes = 0
+        self._whole_bytes = 0  # of the request that was answered; -1 until it is
+
+    @property
+    def head(self) -> bytes | None:
+        """The bytes of the request that is being answered, if nothing else came, and it is but a head."""
+        is_alone = self._came_bytes == len(self._first) == self._first.find(HEAD_END) + len(HEAD_END)
+        return self._first if is_alone else None
+
+    def answered(self, request: web.BaseRequest) -> None:
+        """The request has its answer, which may not be sent yet. What comes in chunks is never counted as whole."""
+        self._whole_bytes = self._first.find(HEAD_END) + len(HEAD_END) + (request.content_length or 0)
+
+    def data_received(self, data: bytes) -> None:
+        """Answers it or has it parsed."""
+        if self._came_bytes == self._whole_bytes:  # a request begins
+            is_idle = self._waiter is not None and not self._waiter.done() and not self._paused
+            answer = self._at_once(data) if is_idle else None
+            if answer is not None and self.transport is not None:
+                self.transport.write(answer)
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                return
+            self._first, self._came_bytes, self._whole_bytes = b"", 0, -1
+        if len(self._first) < MAX_HEAD_BYTES and HEAD_END not in self._first:
+            self._first += data
+        self._came_bytes += len(data)
+        super().data_received(data)
+
+
+def head_of(request: web.BaseRequest) -> bytes | None:
+    """The bytes of the request, if it is but a head that came alone."""
+    connection = request.protocol
+    return connection.head if isinstance(connection, Connection) else None
+
+
 class BoundedServer(web.Server):
     """A server of at most `most` connections. `count_refused` is called for each one beyond."""
 
-    def __init__(self, handle: Handler, most: int, idle_s: float, count_refused: Callable[[], None]) -> None:
-        super().__init__(handle, access_log=None, logger=_protocol_log, keepalive_timeout=idle_s)
+    def __init__(self, handlers: Handlers, most: int, idle_s: float, count_refused: Callable[[], None]) -> None:
+        super().__init__(self._handle)
+        self._handlers = handlers
         self._most = most
+        self._idle_s = idle_s
         self._open = 0  # `connections` learns of those that were accepted at once a moment later
         self._count_refused = count_refused
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._handlers.handle(request)
+        finally:
+            if isinstance(request.protocol, Connection):
+                request.protocol.answered(request)
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # a connection's protocol: aiohttp's, or the short one
         """What speaks on a new connection."""
         if self._open < self._most:
             self._open += 1
-            return super().__call__()
+            return Connection(self, self._handlers.at_once, self._idle_s)
         self._count_refused()
         return _Refuser(_refusal(self._most))
 
@@ -89,10 +165,10 @@ def _refusal(most: int) -> bytes:
 
 
 async def listen(
-    runners: list[web.ServerRunner], handle: Handler, port: Port, count_refused: Callable[[], None]
+    runners: list[web.ServerRunner], handlers: Handlers, port: Port, count_refused: Callable[[], None]
 ) -> int:
     """The port that is listened on, after adding the runner to `runners`. Raises PortTaken."""
-    server = BoundedServer(handle, port.max_connections, port.idle_s, count_refused)
+    server = BoundedServer(handlers, port.max_connections, port.idle_s, count_refused)
     runner = web.ServerRunner(server, shutdown_timeout=port.drain_timeout_s)
     await runner.setup()
     runners.append(runner)

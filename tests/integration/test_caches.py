@@ -191,6 +191,56 @@ async def trouble(redis: RedisServer, role: str) -> None:
     await redis.admit(role)
 
 
+async def raw(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lines: str
+) -> tuple[str, dict[str, str], str]:
+    """Status line, headers and body of the answer to a GET of these bytes."""
+    writer.write(lines.encode())
+    status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+    headers = {name.lower(): value for name, value in (each.split(": ", 1) for each in fields)}
+    return status, headers, (await reader.readexactly(int(headers["content-length"]))).decode()
+
+
+async def test_a_hit_that_is_answered_by_its_bytes_says_what_the_long_way_says(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, serve: Serve, http: aiohttp.ClientSession
+) -> None:
+    tenant = await tenant_of(pair[:1], tmp_path)
+    [port] = await serve(tenant, 1)
+    caller = Caller(http, [port])
+    assert (await caller.ask("PUT", "k", {"content": "first"}))[0] == 201
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    servers: list[str | None] = []
+
+    async def get(extra: str = "") -> tuple[str, dict[str, str], str]:
+        head = f"GET /v1/items?user=ada&key=k HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n"
+        status, headers, body = await raw(reader, writer, head)
+        servers.append(headers.get("server"))
+        volatile = {"age", "date", "server"}
+        return status, {name: value for name, value in headers.items() if name not in volatile}, body
+
+    token = f"Engram-Session: {caller.token}\r\n"
+    for extra in ("", token):
+        long = await get(extra + "Server-Timing: no\r\nEngram-Consistency: session\r\n")
+        short = [await get(extra) for _ in range(4)]
+        assert all(each[::2] == long[::2] for each in short)
+        for _, headers, _ in short[1:]:
+            assert headers.pop("cache-status").startswith("engram; hit")
+            assert headers == {name: value for name, value in long[1].items() if name in headers}
+            assert {*long[1]} - {*headers} <= {"cache-status", "server-timing"}
+    assert [each is None for each in servers[-2:]] == [True] * 2, "aiohttp names itself, and had no part in these"
+    assert (await caller.ask("PUT", "k", {"content": "second"}))[0] == 200
+    assert '"second"' in (await get())[2], "the same bytes, and another answer"
+    etag = (await get())[1]["etag"]
+    writer.write(
+        b"GET /v1/items?user=ada&key=k HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: %s\r\n\r\n" % etag.encode()
+    )
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 304")
+    assert (await raw(reader, writer, "GET /v1/items?user=ada&key=k HTTP/1.1\r\nHost: evil\r\n\r\n"))[0].endswith(
+        "Misdirected Request"
+    )
+    writer.close()
+
+
 async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the_other_need_not(
     pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, redis: RedisServer
 ) -> None:

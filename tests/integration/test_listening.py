@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from engram_sidecar.app import MAX_CONNECTIONS
-from engram_sidecar.listening import Port, listen
+from engram_sidecar.listening import Handlers, Port, head_of, listen
 from tests.harness import Http, SidecarThread
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
@@ -54,14 +56,10 @@ def test_who_comes_beyond_the_most_is_told_so_and_the_others_are_served(sidecar:
 
 
 @asynccontextmanager
-async def served(idle_s: float) -> AsyncIterator[int]:
-    """A server that answers everything, with connections that may be idle for so long."""
+async def served(handlers: Handlers, idle_s: float = 30.0) -> AsyncIterator[int]:
+    """A server of eight connections, which may be idle for so long."""
     runners: list[web.ServerRunner] = []
-
-    async def handle(_request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=b"here")
-
-    port = await listen(runners, handle, Port("127.0.0.1", 0, 8, 1.0, idle_s), lambda: None)
+    port = await listen(runners, handlers, Port("127.0.0.1", 0, 8, 1.0, idle_s), lambda: None)
     try:
         yield port
     finally:
@@ -69,8 +67,13 @@ async def served(idle_s: float) -> AsyncIterator[int]:
             await runner.cleanup()
 
 
+async def here(_request: web.BaseRequest) -> web.StreamResponse:
+    """Answers everything."""
+    return web.Response(body=b"here")
+
+
 async def test_a_head_that_never_ends_is_ended_though_it_goes_on() -> None:
-    async with served(idle_s=0.5) as port, asyncio.timeout(30):
+    async with served(Handlers(here), idle_s=0.5) as port, asyncio.timeout(30):
         for begin in (b"", HEAD, HEAD + b"\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(begin)
@@ -82,3 +85,88 @@ async def test_a_head_that_never_ends_is_ended_though_it_goes_on() -> None:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(reader.read(1), 0.05)
             writer.close()
+
+
+class Echo:
+    """Says of each request what was parsed, and learns each GET by its bytes to say the same of them at once."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, bytes] = {}
+        self.at_once_count = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = f"{request.method} {request.path} ".encode() + await request.read() + b";"
+        head = head_of(request)
+        if request.method == "GET" and head is not None:
+            self.known[head] = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        return web.Response(body=body)
+
+    def at_once(self, head: bytes) -> bytes | None:
+        self.at_once_count += head in self.known
+        return self.known.get(head)
+
+
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    assert head.startswith(b"http/1.1 200"), head
+    return await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+
+
+def said(chosen: random.Random, kinds: Sequence[str]) -> tuple[bytes, bytes]:
+    """A request, and what is to be said of it. A body may look like a request that is known."""
+    path = chosen.choice([b"/a", b"/b"])
+    get = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
+    kind = chosen.choice(kinds)
+    if kind == "get":
+        return get, b"GET %s ;" % path
+    if kind == "put":
+        head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path, len(get))
+        return head + get, b"PUT %s " % path + get + b";"
+    head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+    return head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(get), get), b"PUT %s " % path + get + b";"
+
+
+def segments(whole: bytes, chosen: random.Random) -> list[bytes]:
+    """The bytes in pieces, which often end where a head does: what is known would be known again there."""
+    ends = [at + 4 for at in range(len(whole)) if whole.startswith(b"\r\n\r\n", at)]
+    cuts = {chosen.choice([*ends, chosen.randrange(len(whole) + 1)]) for _ in range(chosen.randrange(5))}
+    places = [0, *sorted(cuts | {len(whole)})]
+    return [whole[begin:end] for begin, end in itertools.pairwise(places) if begin != end]
+
+
+async def test_bytes_that_look_like_a_known_request_are_answered_as_one_only_where_they_are_one() -> None:
+    """Requests come alone and several at once, in pieces; bodies hold what would be a request between others."""
+    echo, chosen = Echo(), random.Random(20261122)
+    async with served(Handlers(echo.handle, echo.at_once)) as port, asyncio.timeout(60):
+        for number in range(80):
+            is_plain = number % 2  # one request after the other, with a length if it has a body
+            kinds, at_a_time = (["get", "put"], [1]) if is_plain else (["get", "get", "put", "chunked"], [1, 1, 2, 3])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(12):
+                requests = [said(chosen, kinds) for _ in range(chosen.choice(at_a_time))]
+                for segment in segments(b"".join(request for request, _ in requests), chosen):
+                    writer.write(segment)
+                    for _ in range(chosen.choice([0, 3, 12])):
+                        await asyncio.sleep(0)  # the server takes it, or not yet
+                for _, expected in requests:
+                    assert await read_answer(reader) == expected
+            writer.close()
+        assert echo.at_once_count > 100, "after a body it goes on"
+
+
+async def test_who_reads_no_answers_is_not_answered_without_end() -> None:
+    """What is sent to a caller that takes nothing stays within what the kernel and one buffer hold."""
+    echo = Echo()
+    get = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % (b"a" * 4000)
+    async with served(Handlers(echo.handle, echo.at_once)) as port, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(get)
+        await read_answer(reader)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # it takes nothing any more
+        with contextlib.suppress(TimeoutError):
+            while echo.at_once_count < 100_000:
+                writer.write(get)
+                await asyncio.wait_for(writer.drain(), 1.0)
+                await asyncio.sleep(0)
+        assert echo.at_once_count < 100_000, "400 MB were sent to somebody who takes nothing"
+        writer.transport.abort()
