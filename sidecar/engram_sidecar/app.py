@@ -94,14 +94,14 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     tracer = Tracer(settings.tracing, settings.pod)
     checkup = Checkup(store, in_force, vault, parts, world)
     limiter = _limiter(in_force, caches, metrics)
-    doors = Doors(Shortcut(caches.recall, floors, limiter, in_force, Seen(metrics, trail)), caches.searches, limiter)
-    api = Api(pipeline, ledger, intake, doors, in_force, Watch(metrics, trail, checkup, tracer))
-    admin = Admin(metrics, in_force, checkup)
+    seen = Seen(metrics, trail, is_traced=settings.tracing is not None)
+    shortcut = Shortcut(caches.recall, floors, limiter, in_force, seen)
+    doors, looks = Doors(shortcut, caches.searches, limiter), Watch(metrics, trail, checkup, tracer)
+    api, admin = Api(pipeline, ledger, intake, doors, in_force, looks), Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
-    presence = Presence(in_force, store, settings, metrics)
     loops = (
         partial(watch, settings.config_dir, in_force),
-        presence.run,
+        Presence(in_force, store, settings, metrics).run,
         trail.run,
         resealer.run,
         Sizes(ledger, metrics).run,
@@ -112,7 +112,7 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     tasks = [asyncio.create_task(_kept_running(loop)) for loop in loops]
     try:
         port = Port(settings.host, settings.http_port, MAX_CONNECTIONS, settings.drain_timeout_s)
-        http_port = await listen(runners, Handlers(api.handle, doors.shortcut.at_once), port, metrics.count_refused)
+        http_port = await listen(runners, Handlers(api.handle, shortcut.at_once), port, metrics.count_refused)
         probes = Port(settings.admin_host, settings.admin_port, MAX_PROBES, 1.0)
         admin_port = await listen(runners, Handlers(admin.handle), probes, metrics.count_refused)
         admin.is_ready = True

@@ -15,7 +15,7 @@ import zstandard
 
 from engram_contract.session import Position
 from engram_contract.slots import MemoryId
-from engram_sidecar.records import EPOCH, Memory
+from engram_sidecar.records import EPOCH, Memory, unix_us
 
 PLAIN: Final = b"\x00"
 ZSTD: Final = b"\x01"
@@ -23,7 +23,6 @@ VERSION: Final = 1
 PACKED_BYTES: Final = 1_024  # a shorter row takes one packet either way
 MAX_BYTES: Final = 8 << 20  # more than any memory has
 LEVEL: Final = 1  # 1 KiB of text takes some 10 us; a higher one gains a tenth and takes the loop three times as long
-_US: Final = timedelta(microseconds=1)
 
 
 class BadRow(ValueError):
@@ -66,8 +65,8 @@ def write_row(memory: Memory, shown: Position | None = None) -> bytes:
             memory.agent, memory.session,
             memory.content if memory.sealed is None else "",
             memory.value if memory.sealed is None else "null",
-            memory.importance, _us(memory.created), _us(memory.updated),
-            None if memory.expires is None else _us(memory.expires),
+            memory.importance, unix_us(memory.created), unix_us(memory.updated),
+            None if memory.expires is None else unix_us(memory.expires),
             memory.version, memory.sealed,
             None if shown is None else (shown.timeline, shown.lsn),
         )
@@ -101,10 +100,6 @@ def _unpacked(data: bytes) -> bytes:
     if data[:1] != ZSTD or not 0 < zstandard.frame_content_size(data[1:]) <= MAX_BYTES:
         raise BadRow("of no form")
     return zstandard.ZstdDecompressor().decompress(data[1:])
-
-
-def _us(moment: datetime) -> int:
-    return (moment - EPOCH) // _US
 
 
 def _time(micros: int) -> datetime:

@@ -111,5 +111,6 @@ def key_version(envelope: bytes) -> int:
 
 
 def _covered(bound: Bound, version: int) -> bytes:
-    parts = (part.encode() for part in (bound.tenant, bound.kind, bound.id))
-    return _HEAD.pack(SCHEME, version) + b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+    tenant, kind, name = bound.tenant.encode(), bound.kind.encode(), bound.id.encode()
+    lengths = _LENGTH.pack(len(tenant)), _LENGTH.pack(len(kind)), _LENGTH.pack(len(name))
+    return b"".join((_HEAD.pack(SCHEME, version), lengths[0], tenant, lengths[1], kind, lengths[2], name))

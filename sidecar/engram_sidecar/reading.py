@@ -103,7 +103,7 @@ class Reading:
 
 def _met(hits: Sequence[Hit]) -> list[Hit]:
     """What was asked for. Where a page was cut says nothing, as the reading goes on or marks its own end."""
-    return [replace(hit, is_cut=False) for hit in hits if not hit.is_passed_over]
+    return [replace(hit, is_cut=False) if hit.is_cut else hit for hit in hits if not hit.is_passed_over]
 
 
 def _goes_on(page: Sequence[Hit], size: int) -> bool:

@@ -11,6 +11,12 @@ from engram_sidecar.errors import SidecarError
 from engram_sidecar.filters import NO_FILTER, Filter
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_US: Final = timedelta(microseconds=1)
+
+
+def unix_us(moment: datetime) -> int:
+    """Microseconds since 1970, exact: a float has not the digits."""
+    return (moment - EPOCH) // _US
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Memory:
     @property
     def etag(self) -> ETag:
         """The tag of this state."""
-        return ETag(self.version, (self.created - EPOCH) // timedelta(microseconds=1))
+        return ETag(self.version, unix_us(self.created))
 
 
 @dataclass(frozen=True, slots=True)

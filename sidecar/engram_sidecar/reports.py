@@ -10,7 +10,7 @@ from engram_contract.kinds import MAX_INT64
 from engram_contract.policy import Quota
 from engram_sidecar import jsontext
 from engram_sidecar.errors import BadRequest
-from engram_sidecar.records import EPOCH, ShardFailure
+from engram_sidecar.records import EPOCH, ShardFailure, unix_us
 from engram_sidecar.wire import timestamp
 
 MAX_AUDIT_ENTRIES: Final = 1_000
@@ -45,8 +45,7 @@ class Mark:
 
     def __str__(self) -> str:
         """The mark as opaque text."""
-        micros = (self.at - EPOCH) // timedelta(microseconds=1)
-        return base64.urlsafe_b64encode(f"{micros}.{self.number}.{self.shard}".encode()).decode().rstrip("=")
+        return base64.urlsafe_b64encode(f"{unix_us(self.at)}.{self.number}.{self.shard}".encode()).decode().rstrip("=")
 
     @classmethod
     def parse(cls, text: str) -> "Mark":

@@ -6,7 +6,7 @@
 Promises
 1. It answers only what the long way would answer so, after that has answered the same target; whatever it does not know
 at a glance (another header, a session that was elsewhere, an entry that is to be read again) it leaves to it.
-2. Such a request is counted and audited as any other.
+2. Such a request is counted and audited as any other. Where each request is a span nothing is learned, so none is one.
 3. It parses nothing: a head is known by its bytes, so what they mean was found by aiohttp's parser.
 """
 
@@ -69,6 +69,7 @@ class Seen:
 
     metrics: Metrics
     trail: Trail
+    is_traced: bool  # each request is a span
 
 
 class Shortcut:
@@ -81,6 +82,7 @@ class Shortcut:
         self._limiter = limiter
         self._metrics = seen.metrics
         self._trail = seen.trail
+        self._is_traced = seen.is_traced
         self._targets: dict[str, Target] = {}
         self._heads: dict[bytes, tuple[Target, str]] = {}  # with what it says of its session
         self._hosts: set[str] = set()
@@ -88,7 +90,7 @@ class Shortcut:
 
     def learn(self, request: web.BaseRequest, memory_id: MemoryId, route: tuple[str, str]) -> None:
         """The long way showed this memory to this request."""
-        if request.method != "GET" or len(request.raw_path) > MAX_TARGET_CHARS:
+        if self._is_traced or request.method != "GET" or len(request.raw_path) > MAX_TARGET_CHARS:
             return
         target = Target(key_of(memory_id), memory_id, route)
         _keep(self._targets, request.raw_path, target, MAX_TARGETS)

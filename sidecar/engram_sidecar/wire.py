@@ -19,7 +19,7 @@ from engram_contract.slots import BadMemoryId, MemoryId
 from engram_sidecar import jsontext
 from engram_sidecar.errors import BadRequest, Flaw, Unprocessable, pointer
 from engram_sidecar.filters import parse_filter
-from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Replay, Selection, ShardReport
+from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Replay, Selection, ShardReport, unix_us
 
 MAX_TTL_S: Final = 3_155_760_000.0  # 100 years: beyond it the date of expiry would leave every client's calendar
 MAX_FLAWS: Final = 20  # enough to mend a body; a hostile one has a hundred thousand
@@ -264,13 +264,15 @@ def parse_limit(value: object, highest: int, place: str, *, is_parameter: bool =
 
 def timestamp(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC with microseconds and `Z`, so that texts compare like times."""
-    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    if moment is None:
+        return None
+    at = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return at.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def write_cursor(cursor: Cursor) -> str:
     """The cursor as opaque text."""
-    micros = (cursor.created - EPOCH) // timedelta(microseconds=1)
-    return base64.urlsafe_b64encode(f"{micros}.{cursor.id}".encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(f"{unix_us(cursor.created)}.{cursor.id}".encode()).decode().rstrip("=")
 
 
 def parse_cursor(text: str) -> Cursor:

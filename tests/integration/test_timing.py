@@ -157,6 +157,16 @@ def test_a_malformed_parent_begins_a_trace_of_its_own(tenant: Tenant, parent: st
         assert (span.parent_span_id, span.trace_state) == (b"", "")
 
 
+def test_a_read_that_is_answered_by_what_is_kept_is_a_span_too(tenant: Tenant) -> None:
+    with collector() as received:
+        with traced(tenant, received.port) as http:
+            http("PUT", "/v1/items", {"content": "kept"}, key="kept")
+            for _ in range(5):
+                assert http("GET", "/v1/items", key="kept").status == 200
+        assert len(received.named("GET /v1/items")) == 5
+        assert len(received.named("get_memories")) == 1
+
+
 def test_what_the_caller_does_not_sample_is_not_sent(tenant: Tenant) -> None:
     with collector() as received:
         with traced(tenant, received.port) as http:
