@@ -22,6 +22,7 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin, key_of
 from engram_sidecar.cachedrow import BadRow, parse_row, write_row
 from engram_sidecar.errors import CacheUnavailable
+from engram_sidecar.gathering import Gatherer
 from engram_sidecar.records import Memory
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.tally import generation_of
@@ -29,6 +30,7 @@ from engram_sidecar.tally import generation_of
 FILL_S: Final = 5.0
 SEARCH_TTL_S: Final = 300
 KEPT_S: Final = 30 * 86_400  # a time of 0 is until Redis evicts it; what nobody asks for in a month goes
+GATHERED: Final = 32  # values in one answer of Redis at most
 MAX_VALUE_BYTES: Final = 1 << 20  # a larger one would hold up whoever asks Redis behind it
 
 
@@ -60,6 +62,7 @@ class Remote:
         self._ttl_s = ttl_s
         self._encrypts = encrypts
         self._clock = clock
+        self._reads = Gatherer[str, str, bytes | None](lambda _role, keys: door.mget(keys), GATHERED)
         self.misses = 0
         self.undecodable = 0
         self.failures = 0
@@ -96,8 +99,9 @@ class Remote:
         await self._put(self._search_key(digest, ticket), value, min(left_s, SEARCH_TTL_S), ticket)
 
     async def _read(self, key: str) -> bytes | None:
+        """The value, asked for together with those that others ask for meanwhile."""
         try:
-            [value] = await self._door.mget([key])
+            value = await self._reads.answer(self._door.role, key)
         except CacheUnavailable:
             self.failures += 1
             return None
