@@ -1,7 +1,8 @@
 """How memories are found: every shard that may hold some is asked, and one answer is made of theirs.
 
 A search goes twice over the shards: first for how often each lexeme stands there, so that the weights are those of
-all shards together, then for the best memories by these weights. So scores compare, and the merge is exact.
+all shards together, then for the best memories by these weights. So scores compare, and the merge is exact. What is
+common need not be counted each time (commons.py).
 
 Promises
 1. A shard that did not answer is named; if none did, that is an error and never an empty answer.
@@ -16,6 +17,7 @@ from typing import Final, TypeVar
 
 from engram_contract.shardmap import Shard, ShardMap, ShardState
 from engram_sidecar import ranking, routing
+from engram_sidecar.commons import Commons
 from engram_sidecar.errors import ShardUnavailable, SlotMoved
 from engram_sidecar.filters import Filter
 from engram_sidecar.reading import Reading
@@ -57,6 +59,7 @@ class Finder:
         self._monotonic_s = monotonic_s
         self._timeout_s = timeout_s
         self._sizes: dict[str, Size] = {}
+        self._commons = Commons()
 
     async def list_newest(self, selection: Selection, limit: int, after: Cursor | None, shard_map: ShardMap) -> Found:
         """The newest memories of a selection, below the cursor. Raises SlotMoved, ShardUnavailable."""
@@ -126,10 +129,15 @@ class Finder:
             [row] = await self._store.read(place, "tenant_size", timeout_s=self._timeout_s)
             size = Size(self._monotonic_s() + SIZE_CACHE_S, row["memories"], row["mean_terms"])
             self._sizes[place.shard] = size
-        rows = await self._store.read(
-            place, "count_lexemes", list(lexemes), ranking.FREQUENCY_CAP, epoch, timeout_s=self._timeout_s
-        )
-        return [Counted(size, {row["lexeme"]: row["memories"] for row in rows})]
+        frequencies = self._commons.known(place.shard, lexemes, self._monotonic_s())
+        if unknown := [each for each in lexemes if each not in frequencies]:
+            rows = await self._store.read(
+                place, "count_lexemes", unknown, ranking.FREQUENCY_CAP, epoch, timeout_s=self._timeout_s
+            )
+            counted = {row["lexeme"]: row["memories"] for row in rows}
+            self._commons.tell(place.shard, counted, self._monotonic_s())
+            frequencies |= counted
+        return [Counted(size, frequencies)]
 
 
 async def scatter(

@@ -14,7 +14,7 @@ from typing import Any, Final
 from engram_sidecar.records import Hit
 
 FREQUENCY_CAP: Final = 2_000  # memories: counting a lexeme stops here
-MAX_CANDIDATES: Final = 5_000  # memories that are scored per shard: about 6 us each
+MAX_CANDIDATES: Final = 2_000  # memories that are scored per shard, the newest: about 6 us for each of their lexemes
 
 
 @dataclass(frozen=True, slots=True)
