@@ -14,9 +14,11 @@ import aiohttp
 import pytest
 from jsonschema import Draft202012Validator
 
+from engram import AsyncEngram, Cleared
 from engram_contract.policy import Limits
 from engram_sidecar import reports
 from engram_sidecar.app import Sidecar, serving
+from engram_sidecar.health import CHECKS
 from engram_sidecar.openapi_schemas import schemas
 from engram_sidecar.settings import Settings
 from tests.harness import NUMBERS, RealServer, Tenant, create_tenant
@@ -195,6 +197,28 @@ async def test_a_clear_resets_the_statistics_and_no_counter_of_prometheus(
     counters = {name: value for name, value in counted.items() if name.partition("{")[0].endswith("_total")}
     now = await agent.scraped()
     assert {name for name, value in counters.items() if now[name] < value} == set()
+
+
+async def test_the_client_reads_what_a_sidecar_says_of_itself(
+    servers: tuple[RealServer, RealServer], tmp_path: Path, stage: Stage
+) -> None:
+    tenant = await tenant_of(servers, tmp_path)
+    [memory_id] = await stored(tenant, stage, 1)
+    [agent] = await stage.agents(tenant, 1)
+    async with AsyncEngram(f"http://127.0.0.1:{agent.ports.http_port}") as memories:
+        await memories.get(memory_id)
+        await memories.get(memory_id)
+        assert set((await memories.health()).checks) == set(CHECKS)
+        found = await memories.cache_statistics()
+        assert (found.hits, found.misses, found.local.entries, found.shared.configured) == (1, 1, 1, False)
+        assert await memories.clear_cache(memory_id) == Cleared(1, "none")
+        assert await memories.clear_cache() == Cleared(0, "none")
+        metrics = await memories.metrics(namespaces=1)
+        assert metrics.namespaces is not None
+        assert metrics.namespaces.largest == {("n", "0"): 1}
+        assert metrics.cache.reads == 0
+        [retrieve] = [each for each in metrics.operations if each.operation == "retrieve"]
+        assert (retrieve.calls, retrieve.last.calls, retrieve.errors) == (2, 2, 0)
 
 
 @pytest.mark.parametrize("path", ["/v1/cache/nothing", "/v1/cache/", "/v1/cache/0000-01a1fd5f", "/v1/cache/a/b"])
