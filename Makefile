@@ -25,10 +25,10 @@ ON_TWO = $(BIN)/python -m tests.cluster pair
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo "  K=EXPR takes a part of the tests, ONLY=NAME one benchmark, FILE=PATH another manifest for up."
+	@echo "  K=EXPR takes a part of the tests, ONLY=NAME one benchmark, FILE=PATH another manifest for up, PLAYS=NAMES a part of the demo."
 
 demo: $(STAMP) ## the main job, from nothing: two shards, a real text stored, read back, searched, a shard lost and found
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/python -m examples.demo $(PLAYS)
 
 up: $(STAMP) ## local mode in the foreground with examples/quickstart.yaml; Ctrl-C stops it
 	@$(BIN)/engram up -f $(or $(FILE),examples/quickstart.yaml)

@@ -44,6 +44,7 @@ from engram.records import (
     Shards,
     Usage,
 )
+from engram.status import CacheStatistics, Cleared, Health, Metrics
 from engram_contract.names import SESSION_HEADER
 from engram_contract.session import Token
 
@@ -300,6 +301,25 @@ class AsyncEngram:
     async def audit(self, *, limit: int | None = None, before: str | None = None) -> AuditPage:
         """Recorded operations, newest first; `before` is the `next` of the page before."""
         return await self._send(protocol.build_audit(limit, before))
+
+    async def health(self) -> Health:
+        """How well the sidecar and its shards do, each really tried; also an unhealthy one answers."""
+        return await self._send(protocol.build_health())
+
+    async def metrics(self, *, namespaces: int | None = None) -> Metrics:
+        """The sidecar's metrics; with so many of the tenant's fullest namespaces, which are counted now (1 to 100)."""
+        return await self._send(protocol.build_metrics(namespaces))
+
+    async def cache_statistics(self) -> CacheStatistics:
+        """How the caches do since the sidecar's start, or since they were cleared here."""
+        return await self._send(protocol.build_cache_statistics())
+
+    async def clear_cache(self, memory_id: str | None = None) -> Cleared:
+        """Drops what the tenant's sidecars keep: all of it, or of one memory. It costs speed only, and erases nothing.
+
+        `shared` of the result says whether the other sidecars know.
+        """
+        return await self._send(protocol.build_clear_cache(memory_id))
 
     async def _read(
         self, target: str | Item, if_none_match: str | None, consistency: Consistency | None, default: object

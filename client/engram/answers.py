@@ -77,12 +77,12 @@ class Answer:
 
 def parse_memory(answer: Answer) -> Memory:
     """The memory that the answer holds; raises an EngramError for any other answer."""
-    return _parse(answer, memory_of)
+    return parse(answer, memory_of)
 
 
 def parse_stored(answer: Answer) -> Memory:
     """The memory that a write left; raises Superseded if it is told again and the memory is another one by now."""
-    found = _parse(answer, lambda body: memory_of(body) if "content" in body else _superseded(answer.status, body))
+    found = parse(answer, lambda body: memory_of(body) if "content" in body else _superseded(answer.status, body))
     if isinstance(found, Superseded):
         raise found
     return found
@@ -100,13 +100,13 @@ def parse_deleted(answer: Answer) -> bool:
 
 def parse_page(answer: Answer) -> Page:
     """One page of a listing."""
-    return _parse(
+    return parse(
         answer,
         lambda body: Page(
             tuple(memory_of(each) for each in body["memories"]),
             body["next"],
             body["complete"],
-            _failed(body),
+            failed_shards(body),
             _refused(body),
         ),
     )
@@ -114,12 +114,12 @@ def parse_page(answer: Answer) -> Page:
 
 def parse_search(answer: Answer) -> SearchResult:
     """The hits of a search."""
-    return _parse(
+    return parse(
         answer,
         lambda body: SearchResult(
             tuple(Hit(memory_of(each), each["score"], each["legs"]) for each in body["results"]),
             body["complete"],
-            _failed(body),
+            failed_shards(body),
             tuple(body["legs"]),
             _refused(body),
         ),
@@ -128,12 +128,12 @@ def parse_search(answer: Answer) -> SearchResult:
 
 def parse_batch(answer: Answer) -> BatchResult:
     """The outcomes of a batch, each with its memory or its error."""
-    return _parse(answer, lambda body: BatchResult(tuple(_outcome(each) for each in body["results"])))
+    return parse(answer, lambda body: BatchResult(tuple(_outcome(each) for each in body["results"])))
 
 
 def parse_shards(answer: Answer) -> Shards:
     """The shard map of the sidecar."""
-    return _parse(
+    return parse(
         answer,
         lambda body: Shards(
             body["epoch"], body["strategy"], body["scattered"], tuple(_shard(each) for each in body["shards"])
@@ -143,24 +143,24 @@ def parse_shards(answer: Answer) -> Shards:
 
 def parse_usage(answer: Answer) -> Usage:
     """What the tenant uses of its quota."""
-    return _parse(
+    return parse(
         answer,
         lambda body: Usage(
             _share(body["memories"]),
             _share(body["bytes"]),
             tuple(TypeUsage(each["type"], each["memories"], each["bytes"]) for each in body["types"]),
             body["complete"],
-            _failed(body),
+            failed_shards(body),
         ),
     )
 
 
 def parse_audit(answer: Answer) -> AuditPage:
     """One page of the audit."""
-    return _parse(
+    return parse(
         answer,
         lambda body: AuditPage(
-            tuple(_entry(each) for each in body["entries"]), body["next"], body["complete"], _failed(body)
+            tuple(_entry(each) for each in body["entries"]), body["next"], body["complete"], failed_shards(body)
         ),
     )
 
@@ -213,17 +213,19 @@ def _number(digits: str) -> int | float:
     return number if number is not None and number in INT64 else float(digits)
 
 
-def _parse(answer: Answer, parse: Callable[[Any], Result]) -> Result:
+def parse(answer: Answer, read: Callable[[Any], Result]) -> Result:
+    """What `read` makes of the document; the error that the answer is, UnexpectedAnswer if it is none of a sidecar."""
     if answer.status not in {200, 201}:
         raise error_of(answer)
     try:
-        return parse(decode(answer.body))
+        return read(decode(answer.body))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"not an answer of a sidecar (status {answer.status}): {answer.body[:80]!r}"
         raise UnexpectedAnswer(reason, status=answer.status) from error
 
 
-def _failed(body: Mapping[str, Any]) -> tuple[FailedShard, ...]:
+def failed_shards(body: Mapping[str, Any]) -> tuple[FailedShard, ...]:
+    """The shards that an answer lacks."""
     return tuple(FailedShard(each["shard"], each["reason"]) for each in body["failed_shards"])
 
 

@@ -40,10 +40,10 @@ def encode_target(path: str, query: Query = ()) -> str:
         raise Refused("not sent: a name in the request holds a lone surrogate, which UTF-8 cannot say") from error
 
 
-def encode_memory_path(memory_id: str) -> str:
-    """The path of a memory; dots are encoded too, so no id can walk up the path."""
+def encode_memory_path(memory_id: str, below: str = "/v1/memories/") -> str:
+    """The path of a memory, or of what is kept of it; dots are encoded too, so no id can walk up the path."""
     try:
-        return "/v1/memories/" + quote(memory_id, safe="").replace(".", "%2E")
+        return below + quote(memory_id, safe="").replace(".", "%2E")
     except UnicodeEncodeError as error:
         raise Refused("not sent: the id holds a lone surrogate, which UTF-8 cannot say") from error
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from engram import answers
+from engram import answers, statusanswers
 from engram.answers import Answer
 from engram.encoding import (
     JSON_HEADERS,
@@ -32,6 +32,7 @@ from engram.records import (
     Shards,
     Usage,
 )
+from engram.status import CacheStatistics, Cleared, Health, Metrics
 from engram_contract.names import CONSISTENCY_HEADER, SESSION_HEADER
 from engram_contract.session import BadToken, Token
 
@@ -138,6 +139,27 @@ def build_usage() -> Request[Usage]:
 def build_audit(limit: int | None = None, before: str | None = None) -> Request[AuditPage]:
     """One page of the audit."""
     return Request("GET", encode_target("/v1/audit", [("limit", limit), ("before", before)]), answers.parse_audit)
+
+
+def build_health() -> Request[Health]:
+    """How well the sidecar and its shards do."""
+    return Request("GET", "/v1/health", statusanswers.parse_health)
+
+
+def build_metrics(namespaces: int | None = None) -> Request[Metrics]:
+    """The sidecar's metrics, with so many of the fullest namespaces."""
+    return Request("GET", encode_target("/v1/metrics", [("namespaces", namespaces)]), statusanswers.parse_metrics)
+
+
+def build_cache_statistics() -> Request[CacheStatistics]:
+    """How the sidecar's caches do."""
+    return Request("GET", "/v1/cache", statusanswers.parse_cache)
+
+
+def build_clear_cache(memory_id: str | None = None) -> Request[Cleared]:
+    """The end of all that is kept, or of one memory's entry. Sent twice it does no more than once."""
+    target = "/v1/cache" if memory_id is None else encode_memory_path(memory_id, "/v1/cache/")
+    return Request("DELETE", target, statusanswers.parse_cleared, is_repeatable=True)
 
 
 def _address(target: str | Item) -> str:

@@ -27,6 +27,7 @@ from engram.records import (
     Shards,
     Usage,
 )
+from engram.status import CacheStatistics, Cleared, Health, Metrics
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
@@ -277,6 +278,22 @@ class Engram:
     def audit(self, *, limit: int | None = None, before: str | None = None) -> AuditPage:
         """Recorded operations, newest first; `before` is the `next` of the page before."""
         return self._run(self._client.audit(limit=limit, before=before))
+
+    def health(self) -> Health:
+        """How well the sidecar and its shards do, each really tried; also an unhealthy one answers."""
+        return self._run(self._client.health())
+
+    def metrics(self, *, namespaces: int | None = None) -> Metrics:
+        """The sidecar's metrics; with so many of the tenant's fullest namespaces, which are counted now (1 to 100)."""
+        return self._run(self._client.metrics(namespaces=namespaces))
+
+    def cache_statistics(self) -> CacheStatistics:
+        """How the caches do since the sidecar's start, or since they were cleared here."""
+        return self._run(self._client.cache_statistics())
+
+    def clear_cache(self, memory_id: str | None = None) -> Cleared:
+        """Drops what the tenant's sidecars keep: all of it, or of one memory. It costs speed only, erases nothing."""
+        return self._run(self._client.clear_cache(memory_id))
 
     def _run(self, call: Coroutine[Any, Any, Result]) -> Result:
         if self._loop.is_closed():

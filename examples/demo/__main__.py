@@ -1,7 +1,11 @@
-"""The main job in one command: `python -m examples.demo` (or `make demo`). Exits 0 only if everything was as stored."""
+"""The main job in one command: `python -m examples.demo` (or `make demo`). Exits 0 only if everything was as stored.
+
+With names of plays (`python -m examples.demo hamlet`, `make demo PLAYS=hamlet`) their text alone is stored: seconds.
+"""
 
 import asyncio
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -33,14 +37,14 @@ async def run(local: LocalMode, speeches: tuple[Speech, ...], figures: Figures) 
         await story.show_places(client, stored, figures, "All is back")
 
 
-def main() -> int:
+def main(plays: Sequence[str]) -> int:
     """0, or 1 after a line that says what was wrong."""
     figures = Figures(Console())
     try:
-        speeches = read_corpus()
-        users = len({speech.speaker for speech in speeches})
+        speeches = read_corpus(plays)
+        users, told = len({speech.speaker for speech in speeches}), len({speech.play for speech in speeches})
         figures.say(
-            f"[bold]Engram demo[/bold]: {len(speeches):,} speeches of {users:,} speakers, Shakespeare's 38 plays"
+            f"[bold]Engram demo[/bold]: {len(speeches):,} speeches of {users:,} speakers, {told} of Shakespeare's plays"
         )
         with local_mode() as local:
             asyncio.run(run(local, speeches, figures))
@@ -57,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,7 @@ speeches) are in the public domain; their Markdown comes from the package `iambi
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -52,11 +52,15 @@ class Speech:
         }
 
 
-def read_corpus() -> tuple[Speech, ...]:
-    """Every speech of every play, play by play. Raises FileNotFoundError if the package holds no play."""
+def read_corpus(only: Collection[str] = ()) -> tuple[Speech, ...]:
+    """Every speech of every play, or of these plays alone. Raises FileNotFoundError if there is no such play."""
     files = distribution(PACKAGE).files or ()
-    plays = sorted(Path(str(path.locate())) for path in files if path.match("plays/*/*.md"))
-    speeches = tuple(speech for play in plays for speech in read_play(play.stem, play.read_text(encoding="utf-8")))
+    plays = {path.stem: Path(str(path.locate())) for path in files if path.match("plays/*/*.md")}
+    if missing := [play for play in only if play not in plays]:
+        reason = f"no play {missing[0]!r}; there are {', '.join(sorted(plays))}"
+        raise FileNotFoundError(reason)
+    chosen = sorted(set(only) or plays)
+    speeches = tuple(speech for play in chosen for speech in read_play(play, plays[play].read_text(encoding="utf-8")))
     if not speeches:
         reason = f"no plays in the package {PACKAGE}"
         raise FileNotFoundError(reason)

@@ -9,7 +9,6 @@ the configuration that was in force when the request came, or a newer one was us
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -19,19 +18,28 @@ from aiohttp import web
 
 from engram_contract.names import CONFIG_HEADER
 from engram_contract.slots import MemoryId
-from engram_sidecar import reports, wire
+from engram_sidecar import wire
 from engram_sidecar.audit import Trail, batch_parts
 from engram_sidecar.batches import operation_count, outcome_document, parse_batch
-from engram_sidecar.checkup import Checkup
 from engram_sidecar.config import InForce
-from engram_sidecar.errors import Flaw, NotFound, PreconditionFailed, SidecarError, Unprocessable
+from engram_sidecar.errors import Flaw, PreconditionFailed, SidecarError, Unprocessable
 from engram_sidecar.etags import parse_tags
 from engram_sidecar.idempotency import Once, Write
-from engram_sidecar.intake import Answered, Call, Intake, check_host, conditions_of, once_of, problem_response
-from engram_sidecar.ledger import Ledger
+from engram_sidecar.intake import (
+    Answered,
+    Call,
+    Handler,
+    Intake,
+    check_host,
+    conditions_of,
+    once_of,
+    path_id,
+    problem_response,
+)
 from engram_sidecar.limiting import Limiter
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.openapi import openapi_document
+from engram_sidecar.overview import HEALTH, Overview, Routes
 from engram_sidecar.patience import begin_request
 from engram_sidecar.pipeline import Pipeline
 from engram_sidecar.problems import Problem, problem, to_problem
@@ -41,8 +49,6 @@ from engram_sidecar.responses import (
     Results,
     beside_loop,
     encoded_response,
-    health_response,
-    json_response,
     replay_response,
     results_of,
     stored_response,
@@ -57,10 +63,9 @@ log = logging.getLogger(__name__)
 _SERVER_ERROR: Final = 500
 _RATE_LIMITED: Final = 429
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
-HEALTH: Final = "health"  # its 503 is an answer, and no failure to give one
 _GONE: Final = 499  # the caller left before the answer, as others note it too
 
-Handler = Callable[[Call], Awaitable[web.Response]]
+_BY_ID: Final = ("/v1/memories/", "/v1/cache/")  # the rest of the path is a memory's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,6 @@ class Watch:
 
     metrics: Metrics
     trail: Trail
-    checkup: Checkup
     tracer: Tracer
 
 
@@ -88,14 +92,13 @@ class Api:
     def __init__(
         self,
         pipeline: Pipeline,
-        ledger: Ledger,
         intake: Intake,
         doors: Doors,
         in_force: InForce,
         watch: Watch,
+        overview: Overview,
     ) -> None:
         self._pipeline = pipeline
-        self._ledger = ledger
         self._intake = intake
         self._limits = intake.limits
         self._in_force = in_force
@@ -104,11 +107,10 @@ class Api:
         self._limiter = doors.limiter
         self._metrics = watch.metrics
         self._trail = watch.trail
-        self._checkup = watch.checkup
         self._tracer = watch.tracer
         self._openapi = wire.encode(openapi_document(self._limits))
         # path -> method -> (operation as metrics and audit name it, handler). `{id}` stands for the last segment.
-        self._routes: Mapping[str, Mapping[str, tuple[str, Handler]]] = {
+        self._routes: Routes = {
             "/v1/memories": {"POST": ("store", self._create), "GET": ("list", self._list)},
             "/v1/memories/{id}": {
                 "GET": ("retrieve", self._get),
@@ -124,10 +126,7 @@ class Api:
             },
             "/v1/search": {"POST": ("search", self._search)},
             "/v1/batch": {"POST": ("batch", self._batch)},
-            "/v1/shards": {"GET": ("shards", self._shards)},
-            "/v1/health": {"GET": (HEALTH, self._health)},
-            "/v1/usage": {"GET": ("usage", self._usage)},
-            "/v1/audit": {"GET": ("audit", self._audit)},
+            **overview.routes,
             "/openapi.json": {"GET": ("openapi", self._describe)},
         }
 
@@ -175,9 +174,10 @@ class Api:
         if self._in_force.refusal is not None:
             return "refused", partial(_refuse, to_problem(self._in_force.refusal))
         path = template = call.request.rel_url.raw_path
-        if path not in self._routes and path.startswith("/v1/memories/"):
-            call.path_id = unquote_to_bytes(path.removeprefix("/v1/memories/")).decode(errors="replace")
-            template = "/v1/memories/{id}"
+        before = next((each for each in _BY_ID if path.startswith(each)), None)
+        if before is not None and path not in self._routes:
+            call.path_id = unquote_to_bytes(path.removeprefix(before)).decode(errors="replace")
+            template = before + "{id}"
         methods = self._routes.get(template)
         if methods is None:
             raise Answered(
@@ -205,23 +205,23 @@ class Api:
 
     async def _get(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        return await self._answer_get(call, _path_id(call))
+        return await self._answer_get(call, path_id(call))
 
     async def _put(self, call: Call) -> web.Response:
         self._intake.query(call, ())
         conditions = conditions_of(call.request)
-        memory_id = _path_id(call)
+        memory_id = path_id(call)
         draft = wire.parse_draft(await self._intake.json(call), self._limits)
         return await self._answer_put(call, Put(memory_id, draft, conditions))
 
     async def _patch(self, call: Call) -> web.Response:
         self._intake.query(call, ())
         conditions = conditions_of(call.request)
-        return await self._answer_patch(call, _path_id(call), conditions)
+        return await self._answer_patch(call, path_id(call), conditions)
 
     async def _delete(self, call: Call) -> web.Response:
         self._intake.query(call, ())
-        return await self._answer_delete(call, Delete(_path_id(call), conditions_of(call.request)))
+        return await self._answer_delete(call, Delete(path_id(call), conditions_of(call.request)))
 
     # One memory, by name
 
@@ -357,42 +357,9 @@ class Api:
             body = await beside_loop(len(operations), build)
         return encoded_response(body, headers=REPLAYED if is_replayed else None)
 
-    async def _shards(self, call: Call) -> web.Response:
-        query = self._intake.query(call, ("count",))
-        wanted = query.get("count", ["false"])[0]
-        if wanted not in {"true", "false"}:
-            raise Unprocessable(Flaw("count", "must be true or false", is_parameter=True))
-        shard_map, reports = await self._ledger.shards(with_counts=wanted == "true")
-        return json_response(wire.shards_document(shard_map, reports))
-
-    async def _health(self, call: Call) -> web.Response:
-        self._intake.query(call, ())
-        return health_response(*await self._checkup.answer())
-
-    async def _usage(self, call: Call) -> web.Response:
-        self._intake.query(call, ())
-        quota = self._in_force.config.policy.quota
-        return json_response(reports.usage_document(quota, *await self._ledger.usage()))
-
-    async def _audit(self, call: Call) -> web.Response:
-        query = self._intake.query(call, ("limit", "before"))
-        asked = query.get("limit", [str(reports.DEFAULT_AUDIT_ENTRIES)])[0]
-        limit = wire.parse_limit(asked, reports.MAX_AUDIT_ENTRIES, "limit", is_parameter=True)
-        before = reports.Mark.parse(query["before"][0]) if "before" in query else None
-        return json_response(reports.audit_document(await self._ledger.audit(limit, before)))
-
     async def _describe(self, _call: Call) -> web.Response:
         return web.Response(body=self._openapi, content_type="application/json")
 
 
 async def _refuse(refusal: Problem, _call: Call) -> web.Response:
     return problem_response(refusal)
-
-
-def _path_id(call: Call) -> MemoryId:
-    memory_id = wire.parse_id(call.path_id)
-    if memory_id is None:
-        reason = "no memory can have this id"
-        raise NotFound(reason)
-    call.subject.memory = memory_id
-    return memory_id

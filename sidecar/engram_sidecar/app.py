@@ -26,6 +26,7 @@ from engram_sidecar.api import Api, Doors, Watch
 from engram_sidecar.audit import Subject, Trail
 from engram_sidecar.caches import Caches
 from engram_sidecar.checkup import Checkup, Parts
+from engram_sidecar.clearing import Clearing
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.consistency import Floors
 from engram_sidecar.envelope import Drawer
@@ -38,6 +39,7 @@ from engram_sidecar.ledger import Ledger
 from engram_sidecar.limiting import Limiter
 from engram_sidecar.listening import Handlers, Port, listen
 from engram_sidecar.lookout import Lookout
+from engram_sidecar.overview import Desks, Overview
 from engram_sidecar.pipeline import Pipeline, World
 from engram_sidecar.presence import Presence
 from engram_sidecar.problems import to_problem
@@ -50,6 +52,7 @@ from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.shortcut import Seen, Shortcut
 from engram_sidecar.sizes import Sizes
+from engram_sidecar.snapshot import Snapshots
 from engram_sidecar.store import Store
 from engram_sidecar.tracing import Tracer
 
@@ -87,24 +90,26 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     replicas = Replicas(guard, lookout, store.renew, metrics.count_read, metrics.count_hedge)
     caches = _caches(in_force, vault, floors, metrics)
     pipeline = Pipeline(replicas, in_force, vault, caches.recall, limits, world)
-    resealer = Resealer(guard, in_force, vault, metrics, settings.request_timeout_s)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read, caches.state)
     tracer = Tracer(settings.tracing, settings.pod)
-    checkup = Checkup(store, in_force, vault, parts, world)
-    limiter = _limiter(in_force, caches, metrics)
-    seen = Seen(metrics, trail, is_traced=settings.tracing is not None)
-    shortcut = Shortcut(caches.recall, floors, limiter, in_force, seen)
-    doors, looks = Doors(shortcut, caches.searches, limiter), Watch(metrics, trail, checkup, tracer)
-    api, admin = Api(pipeline, ledger, intake, doors, in_force, looks), Admin(metrics, in_force, checkup)
+    checkup, limiter = Checkup(store, in_force, vault, parts, world), _limiter(in_force, caches, metrics)
+    shortcut = Shortcut(
+        caches.recall, floors, limiter, in_force, Seen(metrics, trail, is_traced=settings.tracing is not None)
+    )
+    sizes, clearing = Sizes(ledger, metrics, world.now_s, world.monotonic_s), Clearing(caches, in_force, time.time)
+    desks = Desks(ledger, checkup, clearing, Snapshots(metrics, sizes, clearing, parts, world))
+    doors, watches = Doors(shortcut, caches.searches, limiter), Watch(metrics, trail, tracer)
+    api = Api(pipeline, intake, doors, in_force, watches, Overview(intake, in_force, desks))
+    admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     loops = (
         partial(watch, settings.config_dir, in_force),
         Presence(in_force, store, settings, metrics).run,
         trail.run,
-        resealer.run,
-        Sizes(ledger, metrics).run,
+        Resealer(guard, in_force, vault, metrics, settings.request_timeout_s).run,
+        sizes.run,
         lookout.run,
         caches.bulletin.run,
         partial(watch_lag, metrics.observe_lag),
@@ -170,6 +175,8 @@ def _watch(metrics: metrics_room.Metrics, store: Store, gate: Gate, guard: Guard
     metrics.watch_pools(store.pools)
     metrics.watch_nodes(gate.breakers, guard.waiting_writes, gate.waiting_requests)
     metrics.watch_replicas(lookout.lags)
+    began_s = time.monotonic()
+    metrics.watch_uptime(lambda: time.monotonic() - began_s)
 
 
 def _follow(in_force: InForce, store: Store, gate: Gate, metrics: metrics_room.Metrics) -> None:

@@ -35,7 +35,8 @@ FLUSH_S: Final = 1.0
 AT_ONCE: Final = 2_000  # entries in a statement, about a megabyte
 LOWEST_ERROR: Final = 400
 _KINDS: Final = {Get: "retrieve", Put: "store", Patch: "update", Delete: "delete"}
-NOT_AUDITED: Final = frozenset({"none", "openapi", "shards", "usage", "health"})  # they tell nothing of a memory
+# They tell nothing of a memory.
+NOT_AUDITED: Final = frozenset({"none", "openapi", "shards", "usage", "health", "cache", "metrics"})
 
 
 @dataclass(slots=True)

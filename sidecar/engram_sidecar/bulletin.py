@@ -69,6 +69,7 @@ class Bulletin:
         self._has_login = asyncio.Event()
         self._had: tuple[str, str] | None = None
         self._waiters: deque[tuple[int, asyncio.Future[bool]]] = deque()
+        self._forgetters: list[asyncio.Future[bool]] = []
         self._number = 0
         self._listening: asyncio.Task[None] | None = None
         self.doubts = 0
@@ -104,10 +105,10 @@ class Bulletin:
         self._had = login.url, login.user
         self._has_login.set()
 
-    def tell(self, shard: str, ids: Sequence[MemoryId], position: Position | None) -> Coroutine[Any, Any, None]:
-        """To be awaited: the others know that these memories were written, or it waits in the outbox. Never raises.
+    def tell(self, shard: str, ids: Sequence[MemoryId], position: Position | None) -> Coroutine[Any, Any, bool]:
+        """To be awaited: whether the others know that these memories were written; else it waits in the outbox.
 
-        It is in the outbox when this returns, whatever becomes of who awaits.
+        It is in the outbox when this returns, whatever becomes of who awaits. Never raises.
         """
         if not self._has_login.is_set() or not ids:
             self._has_kept_quiet = self._has_kept_quiet or bool(ids)
@@ -120,12 +121,25 @@ class Bulletin:
         self._has_mail.set()
         return self._told(waiter)
 
-    async def _told(self, waiter: "asyncio.Future[bool]") -> None:
+    def forget(self) -> Coroutine[Any, Any, bool]:
+        """As `tell`, that nothing which is cached counts: others drop it, and all that is in L2 is out of reach."""
+        if not self._has_login.is_set():
+            self._has_kept_quiet = True
+            return _nothing()
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._outbox.forget()
+        self._forgetters.append(waiter)
+        self._has_mail.set()
+        return self._told(waiter)
+
+    async def _told(self, waiter: "asyncio.Future[bool]") -> bool:
         if not self._rests:
             await asyncio.wait((waiter,), timeout=TELL_S)
-        if not (waiter.done() and waiter.result()):
+        is_told = waiter.done() and waiter.result()
+        if not is_told:
             self.late += 1
             self._owes = True
+        return is_told
 
     async def run(self) -> None:
         """Listens, beats and tells, until cancelled."""
@@ -181,7 +195,7 @@ class Bulletin:
             self._on_written(notice.shard, notice.ids, notice.position)
         else:
             self._tally.doubt()
-            self._flush("somebody could not tell what was written")
+            self._flush("somebody told that nothing which is cached counts")
 
     async def _beat_on(self) -> None:
         while True:
@@ -257,6 +271,7 @@ class Bulletin:
     async def _tell_batch(self) -> bool:
         """Whether the first of what waits was told."""
         self._telling = batch = self._outbox.take()
+        forgetters, self._forgetters = self._forgetters, []  # whose wish is in the batch: it is told first of all
         is_told = False
         try:
             await self._publish(batch)
@@ -269,6 +284,8 @@ class Bulletin:
             if not is_told:
                 self._outbox.put_back(batch)
                 self._owes = True
+            for waiter in forgetters:
+                waiter.set_result(is_told)
         if is_told:
             self._release(batch.through)
         return is_told
@@ -317,8 +334,9 @@ def _whole(count: object) -> int:
     return int(count) if isinstance(count, bytes) and count.isdigit() else 0
 
 
-async def _nothing() -> None:
+async def _nothing() -> bool:
     """There is nobody to tell."""
+    return False
 
 
 def _now_s() -> float:

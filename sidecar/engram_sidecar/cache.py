@@ -50,10 +50,12 @@ class _Entry(Generic[Key, Value]):
 
 @dataclass(frozen=True, slots=True)
 class CacheView:
-    """What the cache holds, and how many entries it has pushed out so far: for room, and because their time was up."""
+    """What the cache holds and may hold, and what it has pushed out so far: for room, and because the time was up."""
 
     entries: int
     size_bytes: int
+    max_entries: int
+    capacity_bytes: int
     evicted_for_room: int
     evicted_by_time: int
 
@@ -79,7 +81,10 @@ class Cache(Generic[Key, Value]):
     @property
     def view(self) -> CacheView:
         """The state, for metrics."""
-        return CacheView(len(self._entries), self._size_bytes, self._evicted_for_room, self._evicted_by_time)
+        return CacheView(
+            len(self._entries), self._size_bytes, self._max_entries, self._capacity_bytes, self._evicted_for_room,
+            self._evicted_by_time,
+        )  # fmt: skip
 
     def get(self, key: Key, now_s: float) -> Value | None:
         """The value, or None if there is none or its time is up. What was got, the hand spares once."""

@@ -7,7 +7,7 @@ Promises
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl
@@ -16,17 +16,18 @@ from aiohttp import web
 
 from engram_contract.names import CONSISTENCY_HEADER, IDEMPOTENCY_HEADER, SESSION_HEADER
 from engram_contract.policy import Limits
+from engram_contract.slots import MemoryId
 from engram_sidecar import jsontext
 from engram_sidecar.audit import Subject
 from engram_sidecar.consistency import Floors, Session, begin_session
-from engram_sidecar.errors import BadRequest, Flaw, TooLarge, Unprocessable
+from engram_sidecar.errors import BadRequest, Flaw, NotFound, TooLarge, Unprocessable
 from engram_sidecar.etags import write_conditions
 from engram_sidecar.idempotency import Once, parse_key
 from engram_sidecar.patience import of_request
 from engram_sidecar.problems import Problem, problem
 from engram_sidecar.records import Conditions
 from engram_sidecar.timing import part
-from engram_sidecar.wire import encode
+from engram_sidecar.wire import encode, parse_id
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _JSON: Final = frozenset({"application/json", "application/merge-patch+json"})
@@ -54,6 +55,9 @@ class Call:
         said = self.request.headers
         now_s = asyncio.get_running_loop().time()
         self.session.read_headers(said.getall(CONSISTENCY_HEADER, []), said.getall(SESSION_HEADER, []), now_s)
+
+
+Handler = Callable[[Call], Awaitable[web.Response]]
 
 
 class Answered(Exception):
@@ -176,6 +180,16 @@ def check_host(request: web.BaseRequest) -> None:
     if name.lower() not in _LOOPBACK:
         wrong = problem(421, "misdirected", "Engram answers on loopback only", "the Host header must be localhost")
         raise Answered(problem_response(wrong))
+
+
+def path_id(call: Call) -> MemoryId:
+    """The memory that the path names. Raises NotFound."""
+    memory_id = parse_id(call.path_id)
+    if memory_id is None:
+        reason = "no memory can have this id"
+        raise NotFound(reason)
+    call.subject.memory = memory_id
+    return memory_id
 
 
 def conditions_of(request: web.BaseRequest) -> Conditions:

@@ -51,6 +51,7 @@ class Count:
     collapsed: int = 0  # by another request's load
     shared: int = 0  # by L2
     misses: int = 0  # by the shard
+    stores: int = 0  # answers that were kept
 
 
 def order(tag: str, other: str) -> int | None:

@@ -12,7 +12,17 @@ from engram_sidecar.config import InForce
 from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.finding import scatter
 from engram_sidecar.records import ShardFailure, ShardReport
-from engram_sidecar.reports import AuditPage, Encryption, Mark, Recorded, Usage, newest
+from engram_sidecar.reports import (
+    NAMESPACES_OF_SHARD,
+    AuditPage,
+    Encryption,
+    Mark,
+    Namespaces,
+    Recorded,
+    Usage,
+    largest,
+    newest,
+)
 from engram_sidecar.resealing import count_stale
 from engram_sidecar.routing import primary
 from engram_sidecar.sealing import Vault
@@ -52,6 +62,15 @@ class Ledger:
 
         found, failures = await scatter(self._in_force.config.shard_map.shards, ask)
         return newest(found, limit, failures)
+
+    async def namespaces(self) -> Namespaces:
+        """How many memories lie in each namespace; a shard tells of its largest ones only. Raises ShardUnavailable."""
+
+        async def ask(place: Place) -> list[list[tuple[tuple[str, ...], int]]]:
+            rows = await self._store.read(place, "count_namespaces", NAMESPACES_OF_SHARD + 1, timeout_s=self._timeout_s)
+            return [[(tuple(row["namespace"]), row["memories"]) for row in rows]]
+
+        return largest(*await scatter(self._in_force.config.shard_map.shards, ask))
 
     async def shards(self, *, with_counts: bool) -> tuple[ShardMap, list[ShardReport]]:
         """The map and its shards, with the number of live memories if asked for."""

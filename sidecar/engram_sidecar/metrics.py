@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engram_sidecar.breaker import State
+from engram_sidecar.cachemetrics import CacheMetrics
 from engram_sidecar.cachestate import CacheState
 from engram_sidecar.consistency import Level
 from engram_sidecar.gate import Kind, Shown
@@ -28,66 +29,11 @@ _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 Series = tuple[str, tuple[str, str], int, bool]  # operation, route, hundreds of the status, success
 
 
-class CacheMetrics:
-    """The metrics of both cache levels and the bulletin."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        hit_rate = Gauge(
-            "memory_cache_hit_rate",
-            "The part of the reads by id that no shard was asked for, since the start.",
-            registry=registry,
-        )
-        hit_rate.set_function(lambda: 0.0 if self._state is None else self._state().hit_rate)
-        self._cache_reads = Counter(
-            "engram_cache_reads",
-            "Reads by id by what a cache level said; collapsed ones had the answer to another one's.",
-            ("level", "outcome"),
-            registry=registry,
-        )
-        self._cache_entries = Gauge("engram_cache_entries", "Answers that this sidecar keeps.", registry=registry)
-        self._cache_size = Gauge(
-            "engram_cache_size_bytes", "Bytes that what this sidecar keeps takes.", registry=registry
-        )
-        self._cache_evictions = Counter(
-            "engram_cache_evictions", "Answers that are kept no longer, for room or by time.", ("reason",),
-            registry=registry,
-        )  # fmt: skip
-        self._bulletin_events = Counter(
-            "engram_bulletin_events",
-            "Notices of writes that were heard, doubts that emptied the cache, and writes that were told late.",
-            ("event",),
-            registry=registry,
-        )
-        self._bulletin_sound = Gauge(
-            "engram_bulletin_sound", "1 while all that other sidecars write is heard.", registry=registry
-        )
-        self._state: Callable[[], CacheState] | None = None
-        self._counted: dict[Counter, int] = {}
-
-    def follow(self, state: Callable[[], CacheState]) -> None:
-        """Asks it from now on."""
-        self._state = state
-
-    def show(self) -> None:
-        """What is so now."""
-        if self._state is None:
-            return
-        state = self._state()
-        self._cache_entries.set(state.entries)
-        self._cache_size.set(state.size_bytes)
-        self._bulletin_sound.set(state.is_sound)
-        for (level, outcome), count in state.reads.items():
-            self._show_count(self._cache_reads, (level, outcome), count)
-        for reason, count in state.evictions.items():
-            self._show_count(self._cache_evictions, (reason,), count)
-        for event, count in state.events.items():
-            self._show_count(self._bulletin_events, (event,), count)
-
-    def _show_count(self, counter: Counter, labels: tuple[str, ...], count: int) -> None:
-        """Who counts where every microsecond matters counts in a number; the metric follows it."""
-        series = counter.labels(*labels)
-        series.inc(count - self._counted.get(series, 0))
-        self._counted[series] = count
+def named_types(memories: Mapping[str, int]) -> dict[str, int]:
+    """Type -> memories of the most common NAMED_TYPES, those with the most first; the others are "" together."""
+    common = sorted(memories, key=lambda kind: (-memories[kind], kind))
+    rest = sum(memories[kind] for kind in common[NAMED_TYPES:])
+    return {kind: memories[kind] for kind in common[:NAMED_TYPES]} | ({"": rest} if rest else {})
 
 
 class Metrics:
@@ -107,6 +53,7 @@ class Metrics:
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
+        self._uptime = Gauge("engram_uptime_seconds", "How long the sidecar runs.", registry=self.registry)
         self._requests = Histogram(
             "engram_http_request_seconds",
             "Time from the request's head to its answer, by the template of its path.",
@@ -240,14 +187,28 @@ class Metrics:
         self._pools = pools
 
     def show_stored(self, memories: Mapping[str, int], size_bytes: int) -> None:
-        """Tells what the tenant stores: type -> memories. Of the types only the most common have a name."""
+        """Tells what the tenant stores: type -> memories, as `named_types` gives them."""
         self._size.set(size_bytes)
         self._memories.clear()
-        common = sorted(memories, key=lambda kind: (-memories[kind], kind))
-        for kind in common[:NAMED_TYPES]:
-            self._memories.labels(kind).set(memories[kind])
-        if rest := common[NAMED_TYPES:]:
-            self._memories.labels("").set(sum(memories[kind] for kind in rest))
+        for kind, count in memories.items():
+            self._memories.labels(kind).set(count)
+
+    def watch_uptime(self, uptime_s: Callable[[], float]) -> None:
+        """Asks at every scrape how long the sidecar runs."""
+        self._uptime.set_function(uptime_s)
+
+    def value(self, name: str) -> float:
+        """What a metric without labels says now."""
+        return self.registry.get_sample_value(name) or 0.0
+
+    def operations(self) -> dict[str, dict[str, int]]:
+        """Operation -> status -> how many there were since the start, as the counter says."""
+        found: dict[str, dict[str, int]] = {}
+        for metric in self._operations.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    found.setdefault(sample.labels["operation"], {})[sample.labels["status"]] = int(sample.value)
+        return found
 
     def watch_replicas(self, lags: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
         """Asks at every scrape how far behind the replicas are."""

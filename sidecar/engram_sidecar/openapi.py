@@ -13,9 +13,10 @@ from engram_contract.names import (
 from engram_contract.policy import Limits
 from engram_contract.session import MAX_CHARS, TOKEN_PATTERN
 from engram_sidecar.consistency import Level
-from engram_sidecar.openapi_schemas import ID_PATTERN, Schema, ref, schemas, text, write_members
+from engram_sidecar.openapi_schemas import ID_PATTERN, schemas, text, write_members
+from engram_sidecar.openapi_types import Schema, ref
 from engram_sidecar.rates import UNCOUNTED
-from engram_sidecar.reports import DEFAULT_AUDIT_ENTRIES, MAX_AUDIT_ENTRIES
+from engram_sidecar.reports import DEFAULT_AUDIT_ENTRIES, MAX_AUDIT_ENTRIES, MAX_NAMESPACES
 
 _HEADERS: Final = {
     CONFIG_HEADER: {
@@ -192,6 +193,30 @@ def openapi_document(limits: Limits) -> Schema:
                     "health", "Every part, really tried within the last seconds; 503 if one is unhealthy.",
                     {200: "Health", 503: "Health"}, (400, 422),
                 )
+            },
+            "/v1/metrics": {
+                "get": _operation(
+                    "metrics", "The metrics of this sidecar, as a document.", {200: "Metrics"}, (400, 422),
+                    parameters=[
+                        _parameter("namespaces", {
+                            "type": "integer", "minimum": 1, "maximum": MAX_NAMESPACES,
+                            "description": "So many of the fullest namespaces too; they are counted now.",
+                        }),
+                    ],
+                )
+            },
+            "/v1/cache": {
+                "get": _operation("cache", "How the caches do, of reads by id.", {200: "Cache"}, (400, 422)),
+                "delete": _operation(
+                    "clearCache", "Nothing that is kept is shown any more, by no sidecar of the tenant.",
+                    {200: "Cleared"}, (400, 422),
+                ),
+            },
+            "/v1/cache/{id}": {
+                "delete": _operation(
+                    "clearCacheEntry", "Nothing that is kept of this memory is shown any more.", {200: "Cleared"},
+                    (400, 404, 422), parameters=by_id,
+                ),
             },
             "/v1/usage": {
                 "get": _operation("usage", "What the tenant stores, and its quota.", {200: "Usage"}, (400, 422))

@@ -1,27 +1,17 @@
 """The components of the interface's description: what bodies and answers look like, from the limits in force. Pure."""
 
-from typing import Any, Final
+from typing import Final
 
 from engram_contract.policy import Limits
 from engram_sidecar.filters import COMPARISONS, FIELD_KINDS, MAX_ALTERNATIVES
-from engram_sidecar.health import CHECKS
+from engram_sidecar.openapi_reports import report_schemas
+from engram_sidecar.openapi_types import Schema, nullable, ref
 from engram_sidecar.wire import MAX_TTL_S
-
-Schema = dict[str, Any]
 
 ID_PATTERN: Final = "^[0-3][0-9a-f]{3}-[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 _TYPE_PATTERN: Final = "^[a-z][a-z0-9_-]{0,62}$"
 # No U+0000: the store cannot hold it.
 _TEXT_PATTERN: Final = "^[^\\u0000]*$"
-
-
-def ref(name: str) -> Schema:
-    """The component of this name."""
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _nullable(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def text(max_bytes: int, description: str, *, min_length: int = 1) -> Schema:
@@ -44,9 +34,9 @@ def write_members(limits: Limits) -> dict[str, Schema]:
             "default": None,
         },
         "type": {"type": "string", "pattern": _TYPE_PATTERN, "default": "episodic", "description": "Kind of memory."},
-        "user": _nullable(text(limits.name_bytes, "Whose memory it is.")),
-        "agent": _nullable(text(limits.name_bytes, "Which agent stored it.")),
-        "session": _nullable(text(limits.name_bytes, "Conversation or run.")),
+        "user": nullable(text(limits.name_bytes, "Whose memory it is.")),
+        "agent": nullable(text(limits.name_bytes, "Which agent stored it.")),
+        "session": nullable(text(limits.name_bytes, "Conversation or run.")),
         "namespace": {
             "type": "array",
             "items": text(limits.namespace_segment_bytes, "One part."),
@@ -54,9 +44,9 @@ def write_members(limits: Limits) -> dict[str, Schema]:
             "default": [],
             "description": f"Path of whole parts, at most {limits.namespace_bytes} bytes in all.",
         },
-        "key": _nullable(text(limits.key_bytes, "Name within user and namespace.")),
-        "importance": _nullable({"type": "number", "minimum": 0, "maximum": 1}),
-        "ttl_s": _nullable(
+        "key": nullable(text(limits.key_bytes, "Name within user and namespace.")),
+        "importance": nullable({"type": "number", "minimum": 0, "maximum": 1}),
+        "ttl_s": nullable(
             {
                 "type": "number",
                 "minimum": 1e-6,
@@ -75,7 +65,7 @@ def _memory(limits: Limits) -> Schema:
         **{name: {"description": schema.get("description", "")} for name, schema in write_members(limits).items()},
         "created": time,
         "updated": time,
-        "expires": _nullable(time),
+        "expires": nullable(time),
         "version": {"type": "integer", "minimum": 1},
         "etag": {"type": "string"},
     }
@@ -108,7 +98,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
     }
     hit = {
         "allOf": [
-            {"type": "object", "properties": {"score": _nullable({"type": "number", "minimum": 0, "maximum": 1})}},
+            {"type": "object", "properties": {"score": nullable({"type": "number", "minimum": 0, "maximum": 1})}},
             {"type": "object", "properties": {"legs": {"type": "object", "additionalProperties": {"type": "number"}}}},
         ],
         "type": "object",
@@ -145,14 +135,14 @@ def schemas(limits: Limits) -> dict[str, Schema]:
         "MergePatch": {
             "type": "object",
             "description": "A JSON merge patch (RFC 7396) on the members of MemoryWrite.",
-            "properties": {name: _nullable(schema) for name, schema in write.items()},
+            "properties": {name: nullable(schema) for name, schema in write.items()},
             "additionalProperties": False,
         },
         "Page": {
             "type": "object",
             "properties": {
                 "memories": {"type": "array", "items": ref("Memory")},
-                "next": _nullable({"type": "string"}),
+                "next": nullable({"type": "string"}),
                 **completeness,
                 **refused,
             },
@@ -200,8 +190,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
             },
             "required": ["epoch", "strategy", "scattered", "shards"],
         },
-        **_reports(completeness),
-        "Health": _health(),
+        **report_schemas(completeness),
         "Problem": {
             "type": "object",
             "description": "RFC 9457.",
@@ -222,94 +211,6 @@ def schemas(limits: Limits) -> dict[str, Schema]:
     }
 
 
-def _reports(completeness: dict[str, Schema]) -> dict[str, Schema]:
-    count = {"type": "integer", "minimum": 0}
-    share = {
-        "type": "object",
-        "properties": {"used": count, "limit": count, "remaining": count, "percent": {"type": "number", "minimum": 0}},
-        "required": ["used", "limit", "remaining", "percent"],
-    }
-    of_type = {
-        "type": "object",
-        "properties": {"type": {"type": "string"}, "memories": count, "bytes": count},
-        "required": ["type", "memories", "bytes"],
-    }
-    key_version = {"type": "integer", "minimum": 0, "description": "0 is under no key."}
-    under = {
-        "type": "object",
-        "properties": {"key_version": key_version, "memories": count},
-        "required": ["key_version", "memories"],
-    }
-    encryption = {
-        "type": "object",
-        "description": "Under which key memories are stored now, and how many still lie under another one.",
-        "properties": {
-            "enabled": {"type": "boolean"},
-            "key_version": key_version,
-            "stale": {"type": "array", "items": under},
-        },
-        "required": ["enabled", "key_version", "stale"],
-    }
-    return {
-        "Usage": {
-            "type": "object",
-            "description": "Expired memories count until they are swept.",
-            "properties": {
-                "memories": share,
-                "bytes": share,
-                "types": {"type": "array", "items": of_type},
-                "encryption": encryption,
-                **completeness,
-            },
-            "required": ["memories", "bytes", "types", "encryption", "complete", "failed_shards"],
-        },
-        "Audit": {
-            "type": "object",
-            "properties": {
-                "entries": {"type": "array", "items": _entry()},
-                "next": _nullable({"type": "string"}),
-                **completeness,
-            },
-            "required": ["entries", "next", "complete", "failed_shards"],
-        },
-    }
-
-
-def _health() -> Schema:
-    status = {"enum": ["healthy", "degraded", "unhealthy"]}
-    check = {"type": "object", "properties": {"status": status}, "required": ["status"]}
-    return {
-        "type": "object",
-        "description": "The worst check counts. `age_ms`: how long ago it was tried.",
-        "properties": {
-            "status": status,
-            "time": {"type": "string", "format": "date-time"},
-            "age_ms": {"type": "integer", "minimum": 0},
-            "checks": {"type": "object", "properties": dict.fromkeys(CHECKS, check), "required": list(CHECKS)},
-        },
-        "required": ["status", "time", "age_ms", "checks"],
-    }
-
-
-def _entry() -> Schema:
-    time, name = {"type": "string", "format": "date-time"}, _nullable({"type": "string"})
-    return {
-        "type": "object",
-        "description": "One operation: who, on which memory, with which outcome. No content, value or query.",
-        "properties": {
-            "at": time,
-            "recorded": time,
-            "operation": {"type": "string"},
-            "outcome": {"enum": ["success", "error"]},
-            "status": {"type": "integer"},
-            **dict.fromkeys(("agent", "pod", "user", "memory", "key"), name),
-            "namespace": _nullable({"type": "array", "items": {"type": "string"}}),
-            "details": {"type": "object"},
-        },
-        "required": ["at", "recorded", "operation", "outcome", "status"],
-    }
-
-
 def _search(limits: Limits) -> Schema:
     write = write_members(limits)
     return {
@@ -318,7 +219,7 @@ def _search(limits: Limits) -> Schema:
         "properties": {
             "query": text(limits.query_bytes, "Words; none or stop words only: newest first.", min_length=0),
             **{name: write[name] for name in ("user", "agent", "session", "namespace")},
-            "type": _nullable(write["type"]),
+            "type": nullable(write["type"]),
             "filter": _filter(),
             "limit": {"type": "integer", "minimum": 1, "maximum": limits.search_results, "default": 10},
         },
@@ -335,7 +236,7 @@ def _filter() -> Schema:
     }
 
     def condition(kind: str) -> Schema:
-        scalar = _nullable(kinds[kind])
+        scalar = nullable(kinds[kind])
         some = {"type": "array", "items": scalar, "maxItems": MAX_ALTERNATIVES}
         operators = {**dict.fromkeys(COMPARISONS, scalar), "in": some}
         compared = {"type": "object", "properties": operators, "additionalProperties": False, "minProperties": 1}

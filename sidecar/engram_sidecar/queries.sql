@@ -211,3 +211,10 @@ UPDATE engram.memories m SET content = a.content, value = a.value::jsonb, sealed
 FROM unnest($1::int[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::int[])
     a (slot, id, content, value, sealed, terms, term_count)
 WHERE m.tenant = current_user::text AND m.slot = a.slot AND m.id = a.id;
+
+-- name: count_namespaces
+-- In how many memories of this shard each whole namespace stands, the largest $1: it looks at each memory of the tenant, by index
+-- unless they are most of the table. Expired ones count until they are swept, as in tenant_usage.
+SELECT m.namespace, count(*) AS memories FROM engram.memories m
+WHERE m.tenant = current_user::text
+GROUP BY m.namespace ORDER BY memories DESC, m.namespace LIMIT $1;

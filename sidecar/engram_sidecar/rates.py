@@ -20,7 +20,7 @@ LEASE_RATIO: Final = 0.05  # some twenty leases a second, however many requests
 LOW_RATIO: Final = 0.5  # of a lease: the next one is taken before this one is used up
 NO_RATE: Final = 0  # nothing is counted
 # Who looks why requests are refused must not be refused; and what no pod may ask is no request of the tenant.
-UNCOUNTED: Final = frozenset({"health", "openapi", "audit", "refused"})
+UNCOUNTED: Final = frozenset({"health", "openapi", "audit", "cache", "refused"})
 
 
 class Lease:

@@ -118,7 +118,7 @@ class Recall:
         if ids is None:
             self.flush()
         for memory_id in ids or ():
-            self._drop(key_of(memory_id))
+            self.drop(key_of(memory_id))
         self._hearsay.hear(shard, position, _now_s())
 
     async def close(self) -> None:
@@ -281,13 +281,13 @@ class Recall:
         kept = self._cache.get(key, now_s)
         later = 0 if kept is None or kept.tag == tag else order(tag, kept.tag)
         if later is None or later > 0 or (later == 0 and self._loads.is_under_way(key)):
-            self._drop(key)
+            self.drop(key)
         return later
 
-    def _drop(self, key: bytes) -> None:
-        """Nothing is kept of it, no load under way is, and nobody joins one."""
-        self._cache.drop(key)
+    def drop(self, key: bytes) -> bool:
+        """Nothing is kept of it, no load under way is, and nobody joins one. Whether something was kept."""
         self._loads.part(key)
+        return self._cache.drop(key)
 
     def may_keep(self, shard: str, source: Source) -> bool:
         """Whether an answer may be shown to others: not what a replica said that may lack what they were told of."""
@@ -310,7 +310,8 @@ class Recall:
         is_sealed = policy.encryption and bool(recalled.body)
         body = self._drawer.seal(key, recalled.body) if is_sealed else recalled.body
         kept = Kept(body, recalled.tag, recalled.shard, recalled.source, min(until_s, last_s), is_sealed)
-        self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, self._cache.ticket(key), now_s)
+        ticket = self._cache.ticket(key)
+        self.count.stores += self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, ticket, now_s)
 
     def _refresh(self, memory_id: MemoryId, load: Load) -> None:
         """Loads the memory beside the request, for whoever asks next."""

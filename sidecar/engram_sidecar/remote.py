@@ -63,6 +63,7 @@ class Remote:
         self._encrypts = encrypts
         self._clock = clock
         self._reads = Gatherer[str, str, bytes | None](lambda _role, keys: door.mget(keys), GATHERED)
+        self.stores = 0  # memories
         self.misses = 0
         self.undecodable = 0
         self.failures = 0
@@ -88,7 +89,9 @@ class Remote:
         left_s = ttl_s if memory.expires is None else min(ttl_s, memory.expires.timestamp() - self._clock())
         if memory.sealed is None and self._encrypts():
             return False
-        return await self._put(self._key(memory.id, ticket), write_row(memory, shown), left_s, ticket)
+        is_stored = await self._put(self._key(memory.id, ticket), write_row(memory, shown), left_s, ticket)
+        self.stores += is_stored
+        return is_stored
 
     async def get_search(self, digest: str, ticket: Ticket) -> bytes | None:
         """What `fill_search` put there under the digest, if nothing of the tenant was written since."""

@@ -1,6 +1,7 @@
 """Usage and audit as the interface shows them: rows of the shards to documents, and the audit's cursor. Pure."""
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +14,8 @@ from engram_sidecar.errors import BadRequest
 from engram_sidecar.records import EPOCH, ShardFailure, unix_us
 from engram_sidecar.wire import timestamp
 
+MAX_NAMESPACES: Final = 100  # in a snapshot of the metrics
+NAMESPACES_OF_SHARD: Final = 1_000  # that a shard tells of: with fewer on each, the sums over shards are exact
 MAX_AUDIT_ENTRIES: Final = 1_000
 DEFAULT_AUDIT_ENTRIES: Final = 100
 
@@ -33,6 +36,15 @@ class Encryption:
     is_enabled: bool
     key_version: int
     stale: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Namespaces:
+    """Namespace -> memories, over the shards. Not exact if a shard has more of them than it told of."""
+
+    memories: Mapping[tuple[str, ...], int]
+    is_exact: bool
+    failures: tuple[ShardFailure, ...]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,6 +112,24 @@ def _entry_document(recorded: Recorded) -> dict[str, object]:
     entry = jsontext.parse_stored(recorded.entry)
     members = entry if isinstance(entry, dict) else {}
     return {"at": timestamp(recorded.mark.at), "recorded": timestamp(recorded.recorded), **members}
+
+
+def largest(found: Sequence[Sequence[tuple[tuple[str, ...], int]]], failures: tuple[ShardFailure, ...]) -> Namespaces:
+    """What the shards told, together. Each was asked for one more than NAMESPACES_OF_SHARD."""
+    memories = Counter[tuple[str, ...]]()
+    for of_shard in found:
+        memories.update(dict(of_shard[:NAMESPACES_OF_SHARD]))
+    return Namespaces(memories, all(len(each) <= NAMESPACES_OF_SHARD for each in found), failures)
+
+
+def namespaces_document(namespaces: Namespaces, count: int) -> dict[str, object]:
+    """The fullest ones. Where it is not exact each may have more than it says, and another one more than these."""
+    ordered = sorted(namespaces.memories.items(), key=lambda each: (-each[1], each[0]))
+    return {
+        "largest": [{"namespace": list(name), "memories": memories} for name, memories in ordered[:count]],
+        "exact": namespaces.is_exact and not namespaces.failures,
+        **_completeness(namespaces.failures),
+    }
 
 
 def usage_document(

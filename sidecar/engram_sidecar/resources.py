@@ -7,9 +7,11 @@ documentation of cgroup v2 (cpu.max, memory.max) and of /proc (self/statm, memin
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from engram_sidecar.health import Used
 
+LEAST_S: Final = 1.0  # of a shorter time the clocks say little: the last reading stands
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
@@ -25,14 +27,21 @@ class Meter:
         self._cgroup = cgroup
         self._proc = proc
         self._since = (cpu_s(), monotonic_s())
+        self._last: Used | None = None
 
     def read(self) -> Used:
-        """The share of one core, or of the container's limit, since the last reading; and of the memory."""
+        """The share of one core, or of the container's limit, since the last reading; and of the memory.
+
+        Whoever asks within LEAST_S of a reading gets that one.
+        """
         now = (self._cpu_s(), self._monotonic_s())
+        if self._last is not None and now[1] - self._since[1] < LEAST_S:
+            return self._last
         cpu_s, passed_s = (new - old for new, old in zip(now, self._since, strict=True))
         self._since = now
         cores = min(_cores(self._cgroup), 1.0)
-        return Used(100 * cpu_s / passed_s / cores if passed_s > 0 else None, self._memory_percent())
+        self._last = Used(100 * cpu_s / passed_s / cores if passed_s > 0 else None, self._memory_percent())
+        return self._last
 
     def _memory_percent(self) -> float | None:
         try:

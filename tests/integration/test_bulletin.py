@@ -133,6 +133,41 @@ async def test_a_large_write_is_told_whole(redis: RedisServer) -> None:
             assert 0 < await client.ttl(keys[0]) <= 15
 
 
+async def test_who_says_that_nothing_counts_is_heard_and_what_is_in_redis_is_out_of_reach(redis: RedisServer) -> None:
+    async with pair(redis) as (teller, other):
+        doubts, before = other.doubts, generation_of(teller.bulletin.writes or 0)
+        told = await asyncio.gather(
+            teller.bulletin.tell("s0", [memory_id(1)], None),
+            teller.bulletin.forget(),
+            teller.bulletin.forget(),
+            teller.bulletin.tell("s0", [memory_id(2)], None),
+        )
+        assert all(told)
+        await eventually(lambda: other.doubts > doubts and other.ids == {memory_id(1), memory_id(2)})
+        await other.settle()
+        after = generation_of(other.bulletin.writes or 0)
+        assert after > before
+        async with redis.client(ROLE) as client:
+            keys = [f"{ROLE}:m:{after:x}:{memory_id(number)}" for number in (1, 2)]
+            assert await client.mget(keys) == [b"", b""], "the tombstones hold in the new generation"
+
+
+async def test_without_a_login_or_an_answer_nothing_is_said_to_be_told(redis: RedisServer) -> None:
+    async with listening(None) as (alone,):
+        assert not await alone.bulletin.forget()
+        assert not await alone.bulletin.tell("s0", [memory_id(1)], None)
+    async with pair(redis) as (teller, other):
+        doubts, before = other.doubts, generation_of(teller.bulletin.writes or 0)
+        redis.pause()
+        assert await asyncio.gather(*(teller.bulletin.forget() for _ in range(3))) == [False] * 3
+        assert teller.bulletin.is_owing
+        assert not await teller.bulletin.forget()
+        redis.resume()
+        await eventually(lambda: other.doubts > doubts and not teller.bulletin.is_owing)
+        await other.settle()
+        assert generation_of(other.bulletin.writes or 0) > before
+
+
 async def test_the_counter_is_what_every_sidecar_counts(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         before = teller.bulletin.writes

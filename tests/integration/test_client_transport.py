@@ -15,6 +15,7 @@ from aiohttp import web
 
 from engram import (
     AsyncEngram,
+    Cleared,
     Conflict,
     DeadlineExceeded,
     Engram,
@@ -31,6 +32,7 @@ from engram import (
     Unavailable,
     UnexpectedAnswer,
 )
+from tests.unit.test_client_status import CACHE, HEALTH, METRICS, STATISTICS
 
 ID = "0a1b-01890a5d-ac96-774b-bcce-b302099a8057"
 BODY: dict[str, Any] = {
@@ -370,10 +372,14 @@ def test_the_synchronous_client_has_every_method_with_the_same_meaning() -> None
             "/v1/batch": {"results": [{"status": 201, "memory": BODY}]},
             "/v1/usage": {"memories": share, "bytes": share, "types": [], "complete": True, "failed_shards": []},
             "/v1/audit": {"entries": [], "next": None, "complete": True, "failed_shards": []},
+            "/v1/health": HEALTH,
+            "/v1/metrics": METRICS,
+            "/v1/cache": CACHE,
         }
         listed = {"memories": [BODY], "next": None, "complete": True, "failed_shards": []}
         if request.method == "DELETE":
-            return web.Response(status=204)
+            is_cache = request.path.startswith("/v1/cache")
+            return web.json_response({"dropped": 1, "shared": "told"}) if is_cache else web.Response(status=204)
         is_listing = request.method == "GET" and request.path == "/v1/memories"
         return web.json_response(listed if is_listing else documents.get(request.path, BODY))
 
@@ -393,6 +399,9 @@ def test_the_synchronous_client_has_every_method_with_the_same_meaning() -> None
         assert memories.batch([Operation.get(item)])[0].memory == one
         assert memories.usage().memories.remaining == 1
         assert list(memories.audit(limit=1)) == []
+        assert not memories.health().ok
+        assert memories.metrics(namespaces=1).cache == memories.cache_statistics() == STATISTICS
+        assert memories.clear_cache() == memories.clear_cache(ID) == Cleared(1, "told")
     public = {name for name in vars(AsyncEngram) if not name.startswith("_")}
     assert public | {"url"} == {name for name in vars(Engram) if not name.startswith("_")}
 

@@ -25,6 +25,10 @@ ROUTES = [
     ("POST", "/v1/batch"),
     ("GET", "/v1/shards"),
     ("GET", "/v1/usage"),
+    ("GET", "/v1/metrics"),
+    ("GET", "/v1/cache"),
+    ("DELETE", "/v1/cache"),
+    ("DELETE", "/v1/cache/0000-01a1fd5f-0000-7000-8000-000000000000"),
     ("GET", "/v1/audit"),
 ]
 WORDS = st.sampled_from(

@@ -72,6 +72,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     ),
     "lock_memories": ("ARRAY[5, 6]", "ARRAY[gen_random_uuid(), gen_random_uuid()]"),
     "count_memories": (),
+    "count_namespaces": ("1001",),
     "count_stale": ("1",),
     "list_stale": ("2", "ARRAY[gen_random_uuid()]", "64"),
     "lock_stale": ("2", "ARRAY[5, 6]", "ARRAY[gen_random_uuid(), gen_random_uuid()]"),

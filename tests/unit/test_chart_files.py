@@ -48,7 +48,7 @@ def series_of(expr: str) -> set[str]:
 
 
 SERIES = {
-    name for room in ("operator", "sidecar") for path in ROOT.glob(f"{room}/**/metrics.py") for name in declared(path)
+    name for room in ("operator", "sidecar") for path in ROOT.glob(f"{room}/**/*metrics.py") for name in declared(path)
 }
 PANELS = {panel["title"]: [each["expr"] for each in panel.get("targets", ())] for panel in DASHBOARD["panels"]}
 

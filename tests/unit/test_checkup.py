@@ -45,7 +45,9 @@ class FakeStore:
 
 
 READS = [("local", "hit"), ("local", "stale"), ("local", "collapsed"), ("local", "miss"), ("shared", "hit")]
-NO_CACHES = CacheState(dict.fromkeys(READS, 0), 0, 0, {}, {}, is_shared=False, is_reached=True, is_sound=False)
+NO_CACHES = CacheState(
+    dict.fromkeys(READS, 0), {}, 0, 0, 0, 0, {}, {}, is_shared=False, is_reached=True, is_sound=False
+)
 
 
 def a_checkup(store: FakeStore, now: list[float]) -> Checkup:

@@ -102,6 +102,13 @@ def answer(status: int, body: object = None, **headers: str) -> Answer:
         (protocol.build_shards(count=True), "GET", "/v1/shards?count=true", {}, None),
         (protocol.build_usage(), "GET", "/v1/usage", {}, None),
         (protocol.build_audit(), "GET", "/v1/audit", {}, None),
+        (protocol.build_health(), "GET", "/v1/health", {}, None),
+        (protocol.build_metrics(), "GET", "/v1/metrics", {}, None),
+        (protocol.build_metrics(5), "GET", "/v1/metrics?namespaces=5", {}, None),
+        (protocol.build_cache_statistics(), "GET", "/v1/cache", {}, None),
+        (protocol.build_clear_cache(), "DELETE", "/v1/cache", {}, None),
+        (protocol.build_clear_cache(""), "DELETE", "/v1/cache/", {}, None),  # no id is not all of them
+        (protocol.build_clear_cache("../a b"), "DELETE", "/v1/cache/%2E%2E%2Fa%20b", {}, None),
         (protocol.build_audit(5, "a=b"), "GET", "/v1/audit?limit=5&before=a%3Db", {}, None),
     ],
 )
@@ -376,6 +383,10 @@ def test_a_retry_after_that_is_no_number_waits_a_second(header: str | None) -> N
         protocol.build_shards(count=False),
         protocol.build_usage(),
         protocol.build_audit(),
+        protocol.build_health(),
+        protocol.build_metrics(),
+        protocol.build_cache_statistics(),
+        protocol.build_clear_cache(),
     ],
 )
 def test_an_answer_of_another_program_is_said_to_be_one(request_: protocol.Request[object], body: bytes) -> None:

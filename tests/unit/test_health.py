@@ -188,7 +188,7 @@ def caches(hits: int, misses: int, **state: bool) -> CacheState:
     reads = {("local", outcome): 0 for outcome in ("stale", "collapsed")}
     reads |= {("local", "hit"): hits, ("local", "miss"): misses, ("shared", "hit"): 0}
     said = {"is_shared": False, "is_reached": True, "is_sound": False} | state
-    return CacheState(reads, 3, 4_000, {}, {}, **said)
+    return CacheState(reads, {}, 3, 4_000, 1_000, 1 << 20, {}, {}, **said)
 
 
 @pytest.mark.parametrize(

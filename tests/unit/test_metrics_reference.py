@@ -8,8 +8,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference" / "metrics.md"
 ENDINGS = {"Counter": "_total", "Gauge": "", "Histogram": ""}
 SOURCES = {
-    "The sidecar": ROOT / "sidecar/engram_sidecar/metrics.py",
-    "Operator and injector": ROOT / "operator/engram_operator/metrics.py",
+    "The sidecar": ("sidecar/engram_sidecar/metrics.py", "sidecar/engram_sidecar/cachemetrics.py"),
+    "Operator and injector": ("operator/engram_operator/metrics.py",),
 }
 HEAD = """# Metrics
 
@@ -35,8 +35,9 @@ def declared(path: Path) -> Iterator[tuple[str, str, str, str]]:
 def build_reference() -> str:
     """The whole page."""
     parts = [HEAD]
-    for title, path in SOURCES.items():
-        rows = [f"| `{name}` | {kind} | {labels} | {says} |" for name, kind, labels, says in sorted(declared(path))]
+    for title, paths in SOURCES.items():
+        found = sorted(each for path in paths for each in declared(ROOT / path))
+        rows = [f"| `{name}` | {kind} | {labels} | {says} |" for name, kind, labels, says in found]
         head = ["| Metric | Kind | Labels | What it says |", "| --- | --- | --- | --- |"]
         parts.append("\n".join([f"\n## {title}\n", *head, *rows, ""]))
     return "".join(parts)

@@ -436,4 +436,4 @@ async def test_who_joined_a_load_that_failed_is_counted_neither_as_a_miss_nor_as
     shelf.gate.set()
     await asyncio.gather(*tasks)
     await shelf.get()
-    assert shelf.recall.count == Count(hits=1, misses=1, collapsed=4)
+    assert shelf.recall.count == Count(hits=1, misses=1, collapsed=4, stores=1)

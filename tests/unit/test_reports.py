@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from engram_contract.policy import Quota
 from engram_sidecar.errors import BadRequest
 from engram_sidecar.records import ShardFailure
-from engram_sidecar.reports import Encryption, Mark, Recorded, Usage, audit_document, newest, usage_document
+from engram_sidecar.reports import (
+    NAMESPACES_OF_SHARD,
+    Encryption,
+    Mark,
+    Recorded,
+    Usage,
+    audit_document,
+    largest,
+    namespaces_document,
+    newest,
+    usage_document,
+)
 
 UNDER_TWO = Encryption(is_enabled=True, key_version=2, stale={1: 5, 0: 7})
 NOON = datetime(2026, 5, 31, 12, tzinfo=UTC)
@@ -20,6 +31,31 @@ MARKS = st.builds(
     st.integers(1, 4),
     st.sampled_from(SHARDS),
 )
+
+
+def test_namespaces_are_summed_over_shards_and_the_fullest_come_first() -> None:
+    found = largest([[(("a",), 5), (("b", "c"), 4)], [(("b", "c"), 3)], [((), 5)]], ())
+    assert namespaces_document(found, 2) == {
+        "largest": [{"namespace": ["b", "c"], "memories": 7}, {"namespace": [], "memories": 5}],
+        "exact": True,
+        "complete": True,
+        "failed_shards": [],
+    }
+    assert namespaces_document(largest([], ()), 2)["largest"] == []
+
+
+@pytest.mark.parametrize(("extra", "is_exact"), [(0, True), (1, False)])
+def test_a_shard_that_has_more_namespaces_than_it_told_of_makes_sums_a_lower_bound(extra: int, is_exact: bool) -> None:
+    of_shard = [((f"n{number}",), 1) for number in range(NAMESPACES_OF_SHARD + extra)]
+    document = namespaces_document(largest([of_shard], ()), NAMESPACES_OF_SHARD + 1)
+    assert document["exact"] is is_exact
+    assert len(document["largest"]) == NAMESPACES_OF_SHARD  # type: ignore[arg-type]
+
+
+def test_without_a_shard_no_count_of_namespaces_is_exact() -> None:
+    document = namespaces_document(largest([[(("a",), 1)]], (ShardFailure("s1", "gone"),)), 5)
+    assert (document["exact"], document["complete"]) == (False, False)
+    assert document["failed_shards"] == [{"shard": "s1", "reason": "gone"}]
 
 
 def test_usage_is_summed_over_shards_by_type() -> None:
