@@ -13,7 +13,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from engram_contract.names import REDIS_PORT
+from engram_contract.names import REDIS_PORT, cache_part
 from engram_operator.errors import CacheUnreachable
 from engram_operator.manifests.redis import OPERATOR_USER
 
@@ -59,15 +59,21 @@ async def has_user(host: str, password: str, role: str, passwords: tuple[str, ..
     return (
         sorted(told["passwords"]) == digests_of(passwords)
         and "on" in told["flags"]
-        and _words(told["keys"]) == {f"~{role}:*"}
-        and _words(told["channels"]) == {f"&{role}:*"}
+        and _words(told["keys"]) == {f"~{cache_part(role)}*"}
+        and _words(told["channels"]) == {f"&{cache_part(role)}*"}
         and {*_words(told["commands"])} == {f"+{each}" for each in COMMANDS}
     )
 
 
 async def keep_user(host: str, password: str, role: str, passwords: tuple[str, ...]) -> None:
     """The tenant's user has these passwords and its own part of the keys. Raises CacheUnreachable."""
-    rules = ["reset", "on", *(f"#{each}" for each in digests_of(passwords)), f"~{role}:*", f"&{role}:*"]
+    rules = [
+        "reset",
+        "on",
+        *(f"#{each}" for each in digests_of(passwords)),
+        f"~{cache_part(role)}*",
+        f"&{cache_part(role)}*",
+    ]
     async with _connected(host, password) as client:
         await _run(client, "ACL", "SETUSER", role, *rules, *(f"+{each}" for each in COMMANDS))
 
@@ -83,7 +89,7 @@ async def erase_user(host: str, password: str, role: str) -> None:
     async with _connected(host, password) as client:
         await _run(client, "ACL", "DELUSER", role)
         batch: list[str] = []
-        async for key in client.scan_iter(match=f"{role}:*", count=SCAN_KEYS):
+        async for key in client.scan_iter(match=f"{cache_part(role)}*", count=SCAN_KEYS):
             batch.append(key)
             if len(batch) == SCAN_KEYS:
                 await client.unlink(*batch)
