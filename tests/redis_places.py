@@ -27,11 +27,11 @@ sentinel announce-hostnames yes
 sentinel monitor {name} localhost {primary} 1
 sentinel auth-user {name} {user}
 sentinel auth-pass {name} {password}
-sentinel down-after-milliseconds {name} 300
+sentinel down-after-milliseconds {name} 500
 sentinel failover-timeout {name} 3000
 """
-# It looks a hundred times as often as in earnest, so that a failover takes a second.
-HASTE: Final = ("info-period", 100, "ping-period", 50, "ask-period", 100, "publish-period", 200)
+# It looks more often than in earnest. Not its ping-period: five of these is how old what it knows of a replica may be.
+HASTE: Final = ("info-period", 100, "ask-period", 100, "publish-period", 200)
 NODE_TIMEOUT_MS: Final = 1_000
 
 
@@ -194,3 +194,13 @@ async def join(stage: Nodes) -> None:
         return bool((await replica.run("INFO", "replication")).get("master_link_status") == "up")
 
     await until(is_in_step)
+
+
+async def all_known(stage: Nodes) -> None:
+    """Every node has heard that the last one is a replica, which takes them some seconds."""
+
+    async def is_told() -> bool:
+        told = [str(await each.run("CLUSTER", "SLOTS")) for each in stage.servers]
+        return all(str(stage.servers[-1].port) in each for each in told)
+
+    await until(is_told)

@@ -28,7 +28,6 @@ from engram_operator.manifests.redis import OPERATOR_USER
 from tests.harness import Tenant
 
 OLDEST: Final = 7
-NEWER: Final = {"client|setinfo"}  # came with 7.2; Debian 12 has 7.0
 PACKAGES: Final = ("redis-tools", "liblzf1", "libjemalloc2")
 LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 PASSWORD: Final = "of-one-test-run"  # noqa: S105  a server that lives for one run on loopback
@@ -174,14 +173,13 @@ class RedisServer:
     async def admit(self, role: str, *passwords: str) -> None:
         """The tenant's user is there, with what the operator lets it do and these passwords."""
         digests = (f"#{hashlib.sha256(each.encode()).hexdigest()}" for each in passwords or (PASSWORD,))
-        known = (each for each in COMMANDS if version_of(self.program) > OLDEST or each not in NEWER)
         rules = (
             "reset",
             "on",
             *digests,
             f"~{cache_part(role)}*",
             f"&{cache_part(role)}*",
-            *(f"+{each}" for each in known),
+            *(f"+{each}" for each in COMMANDS),
         )
         await self.run("ACL", "SETUSER", role, *rules)
 

@@ -12,9 +12,10 @@ Pure; standard library only.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
+from urllib.parse import unquote
 
 from engram_contract.names import REDIS_PORT
 
@@ -31,7 +32,7 @@ PATTERN: Final = (
     rf"|rediss?\+cluster://{_HOST}(,{_HOST})*)$"
 )
 _PARTS: Final = re.compile(
-    r"redis(?P<tls>s?)(\+(?P<kind>sentinel|cluster))?://([^/@]*@)?(?P<hosts>[^/@?#]+)(/(?P<path>[^/?#]*))?"
+    r"redis(?P<tls>s?)(\+(?P<kind>sentinel|cluster))?://((?P<login>[^/@]*)@)?(?P<hosts>[^/@?#]+)(/(?P<path>[^/?#]*))?"
 )
 _ONE_HOST: Final = re.compile(_HOST)
 
@@ -75,6 +76,26 @@ class RedisPlace:
         is_sentinel = kind is Kind.SENTINEL
         database = int(path) if path and not is_sentinel else 0
         return cls(kind, addresses, bool(parts["tls"]), database, path if is_sentinel else "")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisLogin:
+    """A place with whom to log in as there; `url` is without them."""
+
+    place: RedisPlace
+    url: str
+    user: str
+    password: str = field(repr=False)
+
+    @classmethod
+    def from_url(cls, url: str) -> "RedisLogin":
+        """What a URL with user and password says, each percent-encoded. ValueError says what is missing."""
+        place, parts = RedisPlace.from_url(url), _PARTS.fullmatch(url)
+        login = (parts["login"] if parts else "") or ""
+        user, _, password = login.partition(":")
+        if not password:
+            raise ValueError("has no user and password before the host")
+        return cls(place, url.replace(f"{login}@", "", 1), unquote(user) or "default", unquote(password))
 
 
 def _address(text: str, port: int) -> Address:

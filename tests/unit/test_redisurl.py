@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engram_contract.redisurl import PATTERN, Kind, RedisPlace
+from engram_contract.redisurl import PATTERN, Kind, RedisLogin, RedisPlace
 
 SAID = [
     ("redis://cache", RedisPlace(Kind.SERVER, (("cache", 6379),), is_encrypted=False)),
@@ -55,3 +55,15 @@ def test_another_form_is_refused_without_showing_it(url: str) -> None:
 def test_the_pattern_of_resources_takes_the_forms_without_a_login_and_leaves_the_range_of_ports_alone(url: str) -> None:
     is_taken = bool(re.fullmatch(PATTERN, url))
     assert is_taken == (url in {each for each, _ in SAID} or url in {"redis://hush:0", "redis://hush:65536"})
+
+
+def test_a_login_is_read_from_its_url_and_its_repr_shows_no_password() -> None:
+    login = RedisLogin.from_url("rediss+sentinel://us%40er:h%3Au%2Fsh@a:1,b/main")
+    assert (login.user, login.password, login.url) == ("us@er", "h:u/sh", "rediss+sentinel://a:1,b/main")
+    assert login.place == RedisPlace.from_url(login.url)
+    assert RedisLogin.from_url("redis://:hush@a").user == "default"
+    assert "hush" not in repr(RedisLogin.from_url("redis://:hush@a"))
+    for url in ("redis://a", "redis://user@a", "redis://user:@a", "http://user:hush@a"):
+        with pytest.raises(ValueError, match=r"has no user|is not redis") as refused:
+            RedisLogin.from_url(url)
+        assert "hush" not in str(refused.value)
