@@ -22,13 +22,12 @@ from redis.asyncio import Redis
 
 from engram_cli.ports import is_free, ports_from
 from engram_contract.credentials import CacheLogin, Credentials
-from engram_contract.names import CREDENTIALS_FILE
+from engram_contract.names import CREDENTIALS_FILE, cache_part
 from engram_operator.clients.cache import COMMANDS
 from engram_operator.manifests.redis import OPERATOR_USER
 from tests.harness import Tenant
 
 OLDEST: Final = 7
-NEWER: Final = {"client|setinfo"}  # came with 7.2; Debian 12 has 7.0
 PACKAGES: Final = ("redis-tools", "liblzf1", "libjemalloc2")
 LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 PASSWORD: Final = "of-one-test-run"  # noqa: S105  a server that lives for one run on loopback
@@ -106,7 +105,6 @@ class RedisServer:
     folder: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
-    scheme: str = "redis"
     process: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
@@ -114,9 +112,14 @@ class RedisServer:
         """A new server, started."""
         folder.mkdir(parents=True)
         port = next(port for port in ports_from(hash(str(folder))) if is_free(port))
-        server = cls(program, folder, port, settings or {}, "rediss" if settings else "redis")
+        server = cls(program, folder, port, settings or {})
         server.start()
         return server
+
+    @property
+    def scheme(self) -> str:
+        """Of its URL."""
+        return "rediss" if "tls-cert-file" in self.settings else "redis"
 
     def start(self) -> None:
         """It answers, on the same port, and knows the operator alone."""
@@ -170,8 +173,14 @@ class RedisServer:
     async def admit(self, role: str, *passwords: str) -> None:
         """The tenant's user is there, with what the operator lets it do and these passwords."""
         digests = (f"#{hashlib.sha256(each.encode()).hexdigest()}" for each in passwords or (PASSWORD,))
-        known = (each for each in COMMANDS if version_of(self.program) > OLDEST or each not in NEWER)
-        rules = ("reset", "on", *digests, f"~{role}:*", f"&{role}:*", *(f"+{each}" for each in known))
+        rules = (
+            "reset",
+            "on",
+            *digests,
+            f"~{cache_part(role)}*",
+            f"&{cache_part(role)}*",
+            *(f"+{each}" for each in COMMANDS),
+        )
         await self.run("ACL", "SETUSER", role, *rules)
 
     async def run(self, *command: str | bytes | int) -> Any:  # noqa: ANN401  each command has its own answer

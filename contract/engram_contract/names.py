@@ -156,3 +156,8 @@ def tenant_role(namespace: str, name: str) -> str:
     A hash, because Postgres cuts names at 63 bytes without an error; 34 characters.
     """
     return "t_" + hashlib.sha256(length_prefixed(namespace, name)).hexdigest()[:32]
+
+
+def cache_part(role: str) -> str:
+    """By what a tenant's keys and channels in Redis begin: the braces put all of them into one slot of a Cluster."""
+    return f"{{{role}}}:"

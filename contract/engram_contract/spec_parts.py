@@ -19,6 +19,7 @@ from engram_contract.kinds import Bytes, Cpu, Duration, Items, OneOf, Pairs, Sch
 from engram_contract.parse import Section
 from engram_contract.policy import DAY_S, HTTP_URL, SUBDOMAIN
 from engram_contract.quantities import blocks_bytes_of
+from engram_contract.redisurl import FORMS, PATTERN
 from engram_contract.resource import BadSpec
 from engram_contract.selector import LABEL_KEY, LABEL_VALUE, MAX_LABELS, LabelSelector
 
@@ -190,7 +191,7 @@ class Cache:
     provider: CacheProvider = CacheProvider.MANAGED
     url: Annotated[
         str | None,
-        Text(2048, r"^rediss?://[-._:\[\]A-Za-z0-9]+(/[0-9]{1,3})?$", "a redis(s) URL without user and password"),
+        Text(2048, PATTERN, f"{FORMS}, without user and password"),
     ] = None
     secret_ref: SecretKeyRef | None = None
     capacity_bytes: Annotated[int, Bytes(16 * MIB, TIB)] = 256 * MIB

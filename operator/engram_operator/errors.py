@@ -11,6 +11,7 @@ OperatorError
 ├── DatabaseMissing       make it, or say that there is nothing in it
 ├── KeyUnreadable         never make a new one over it: tell the user
 ├── CacheUnreachable      go on without: a cache costs speed, nothing else
+├── CacheRefused          the same, and tell the user, who must mend the login or its Secret
 ├── NameTaken             an object of this name is somebody else's: tell the user, never touch it
 ├── BadSettings           the process cannot start: mend the named variable
 ├── PortTaken             the process cannot start: choose another port
@@ -71,6 +72,10 @@ class KeyUnreadable(OperatorError):
 
 class CacheUnreachable(OperatorError):
     """No answer from Redis, or a refusal."""
+
+
+class CacheRefused(OperatorError):
+    """Redis lets the login not make users, or there is no such login. The message holds no password."""
 
 
 class NameTaken(OperatorError):

@@ -33,7 +33,8 @@ from engram_sidecar.chance import jittered
 from engram_sidecar.errors import CacheUnavailable
 from engram_sidecar.notice import MAX_IDS, BadNotice, Notice, parse_notice, write_notice
 from engram_sidecar.outbox import Batch, Outbox, Told
-from engram_sidecar.redisdoor import Command, Door
+from engram_sidecar.redisdial import Command
+from engram_sidecar.redisdoor import Door
 from engram_sidecar.tally import BEAT_S, GENERATION, OVERDUE_S, Tally, Verdict, generation_of, is_new
 
 log = logging.getLogger(__name__)
@@ -167,8 +168,8 @@ class Bulletin:
 
     async def _listen(self) -> None:
         """Hears one subscription to its end."""
-        role = self._door.role
-        news, beats = f"{role}:writes", f"{role}:beat:{self._name.hex()}"
+        part = self._door.part
+        news, beats = f"{part}writes", f"{part}beat:{self._name.hex()}"
         try:
             async with self._door.subscribed((news, beats), OVERDUE_S) as subscription:
                 self._tally.begin(_now_s())
@@ -204,6 +205,7 @@ class Bulletin:
                 self._listening.cancel()
                 self._lose("no beat came back")
             if self._tally.is_listening:
+                await self._door.look()
                 await self._beat()
             with suppress(TimeoutError):
                 async with asyncio.timeout(jittered(BEAT_S, JITTER_RATIO)):
@@ -212,12 +214,12 @@ class Bulletin:
 
     async def _beat(self) -> None:
         self._number += 1
-        number, role = self._number, self._door.role
+        number, part = self._number, self._door.part
         self._tally.send(number, _now_s())
         beat: list[Command] = [
-            ("GET", f"{role}:writes"),
-            ("SET", f"{role}:beat", "", "EX", TOMBSTONE_S),  # who takes no writes takes no beats: nobody can tell it
-            ("PUBLISH", f"{role}:beat:{self._name.hex()}", number),
+            ("GET", f"{part}writes"),
+            ("SET", f"{part}beat", "", "EX", TOMBSTONE_S),  # who takes no writes takes no beats: nobody can tell it
+            ("PUBLISH", f"{part}beat:{self._name.hex()}", number),
         ]
         with suppress(CacheUnavailable):  # the next one may come through; if none does, that is noticed
             [count, *_] = await self._door.run(beat)
@@ -232,7 +234,7 @@ class Bulletin:
 
     async def _move_ahead(self) -> None:
         """The counter is where it never was, so nothing that was kept before is reached any more."""
-        key = f"{self._door.role}:writes"
+        key = f"{self._door.part}writes"
         with suppress(CacheUnavailable):  # the next beat sees it again
             [count] = await self._door.run([("GET", key)])
             count = _whole(count)
@@ -298,10 +300,10 @@ class Bulletin:
 
     async def _publish(self, batch: Batch) -> None:
         """All of it is told, and its tombstones are in the generation that holds. Raises CacheUnavailable."""
-        role, generation, forgets = self._door.role, self._tally.generation, batch.forgets
+        part, generation, forgets = self._door.part, self._tally.generation, batch.forgets
         for _ in range(ATTEMPTS):
             known = self._tally.known
-            replies = await self._door.run(self._commands(role, generation, batch, forgets=forgets))
+            replies = await self._door.run(self._commands(part, generation, batch, forgets=forgets))
             count = int(replies[-2])
             await self._judge(self._tally.note_told(count, known))
             if generation_of(count) == generation or not batch.items:
@@ -309,13 +311,13 @@ class Bulletin:
             generation, forgets = generation_of(count), False
         raise CacheUnavailable("its counter moves on and on")
 
-    def _commands(self, role: str, generation: int, batch: Batch, *, forgets: bool) -> list[Command]:
-        news = f"{role}:writes"
+    def _commands(self, part: str, generation: int, batch: Batch, *, forgets: bool) -> list[Command]:
+        news = f"{part}writes"
         commands: list[Command] = []
         if forgets:
             commands += ("INCRBY", news, GENERATION), ("PUBLISH", news, self._notice(Told("", None, None)))
         for told in batch.items:
-            commands += (("SET", key_of(role, generation, each), "", "EX", TOMBSTONE_S) for each in told.ids or ())
+            commands += (("SET", key_of(part, generation, each), "", "EX", TOMBSTONE_S) for each in told.ids or ())
             commands += ("INCR", news), ("PUBLISH", news, self._notice(told))
         return commands
 
@@ -324,9 +326,9 @@ class Bulletin:
         return write_notice(Notice(self._name, self._number, told.shard, told.ids, told.position))
 
 
-def key_of(role: str, generation: int, memory_id: MemoryId) -> str:
+def key_of(part: str, generation: int, memory_id: MemoryId) -> str:
     """Where a memory's record is kept, or its tombstone."""
-    return f"{role}:m:{generation:x}:{memory_id}"
+    return f"{part}m:{generation:x}:{memory_id}"
 
 
 def _whole(count: object) -> int:

@@ -82,7 +82,7 @@ class Caches:
             view.capacity_bytes,
             {"room": view.evicted_for_room, "time": view.evicted_by_time},
             {"notice": bulletin.notices, "doubt": bulletin.doubts, "late": bulletin.late},
-            is_shared=bool(self.door.role),
+            is_shared=bool(self.door.part),
             is_reached=self.door.view.state is not State.OPEN,
             is_sound=bulletin.sound_s is not None,
         )

@@ -81,7 +81,7 @@ class Clearing:
         return Cleared(int(is_dropped), self._shared(is_told))
 
     def _shared(self, is_told: bool) -> Shared:  # noqa: FBT001  as the bulletin tells it
-        if not self._caches.door.role:
+        if not self._caches.door.part:
             return Shared.NONE
         return Shared.TOLD if is_told else Shared.WAITING
 

@@ -23,10 +23,10 @@ from engram_contract.credentials import Credentials, Keyring
 from engram_contract.names import CREDENTIALS_FILE, KEYS_FILE, MAP_FILE, POLICY_FILE
 from engram_contract.parse import Refused
 from engram_contract.policy import Policy
+from engram_contract.redisurl import RedisPlace
 from engram_contract.shardmap import ShardMap
 from engram_sidecar.errors import AgentNotAllowed, BadConfig
 from engram_sidecar.identity import Identity
-from engram_sidecar.redisdoor import is_address
 from engram_sidecar.trust import is_bundle
 
 log = logging.getLogger(__name__)
@@ -68,10 +68,10 @@ def _credentials(text: str) -> Credentials:
     if credentials.ca and not is_bundle(credentials.ca):
         raise Refused("ca", "holds no certificates in PEM")
     if cache := credentials.cache:
-        if not is_address(cache.url):
-            raise Refused(
-                "cache.url", "is no redis://host:port or rediss://host:port, with the number of a database at most"
-            )
+        try:
+            RedisPlace.from_url(cache.url)
+        except ValueError as error:
+            raise Refused("cache.url", str(error)) from None
         if cache.ca and not is_bundle(cache.ca):
             raise Refused("cache.ca", "holds no certificates in PEM")
     return credentials

@@ -1,7 +1,7 @@
 """Refuses requests beyond the tenant's rate, before anything is asked for them.
 
     api --admit--> Limiter --take--> Lease (rates.py)
-                      '--one at a time, ahead of need--> the count in Redis: {role}:r:{second}
+                      '--one at a time, ahead of need--> the count in Redis: {tenant's part}r:{second}
 
 Promises
 1. A request waits for Redis only if nothing is left of the lease, and for one answer as a rule.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
+from engram_contract.names import cache_part
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import CacheUnavailable, RateLimited
 from engram_sidecar.rates import NO_RATE, UNCOUNTED, Lease
@@ -86,7 +87,7 @@ class Limiter:
 
     async def _lend(self, second: int, rate: int) -> None:
         asked = self._lease.asks(rate, self._waiting)
-        key = f"{self._in_force.config.credentials.role}:r:{second}"
+        key = f"{cache_part(self._in_force.config.credentials.role)}r:{second}"
         try:
             [counted, _] = await self._door.run((("INCRBY", key, asked), ("EXPIRE", key, KEPT_S)))
         except CacheUnavailable:

@@ -7,35 +7,33 @@ Promises
 4. A subscription never mends itself: what was told while it was away is lost, and whoever listens has to know.
 5. Without a login there is no connection, and the driver is not even imported (it takes 22 MiB).
 
-One address is dialled. Behind Sentinel that is a Service or proxy that leads to the primary; a Redis Cluster is reached
-through its proxy, as keys of a tenant lie in many slots and a transaction is for one.
+All connections are to one server, which redisdial.py finds. Once it is another, or says that it is the wrong one, every
+connection is left, also those that listen: so whoever listens is in doubt (4), and the next ones are where it is now.
 Commands go out as MULTI/EXEC and never as a script. Source: Redis documentation, Transactions, ACL, Pub/Sub.
 """
 
 import asyncio
 import logging
-import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from engram_contract.credentials import CacheLogin
-from engram_contract.names import REDIS_PORT
+from engram_contract.names import cache_part
+from engram_contract.redisurl import Address
 from engram_sidecar.breaker import Breaker, Limits, Outcome, View
 from engram_sidecar.errors import CacheUnavailable
+from engram_sidecar.redisdial import CONNECT_S, Command, Dialler, driver_error, is_elsewhere, translated, unavailable
 
 if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
+    from redis.asyncio.connection import Connection
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 4  # calls that are under way at a time; Redis answers one after the other
-CONNECT_S: Final = 0.5
 CALL_S: Final = 0.05  # Redis answers in a tenth of a millisecond; beyond this the shard itself is as fast
 LIMITS: Final = Limits(5, 2.0)
 
-Command = Sequence[str | bytes | int]
 Message = tuple[str, bytes]
 
 
@@ -49,9 +47,9 @@ class Door:
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
-    def role(self) -> str:
-        """The tenant's role, by which its keys and channels begin; "" without a login."""
-        return "" if self._login is None else self._login.user
+    def part(self) -> str:
+        """By what the tenant's keys and channels begin; "" without a login."""
+        return "" if self._login is None else cache_part(self._login.user)
 
     @property
     def view(self) -> View:
@@ -66,7 +64,7 @@ class Door:
             return
         self._end_pool()
         if login is not None:
-            self._pool, self._breaker = _Pool(_Dialler(login)), Breaker()
+            self._pool, self._breaker = _Pool(Dialler(login)), Breaker()
 
     async def close(self) -> None:
         """Every connection is closed."""
@@ -101,6 +99,16 @@ class Door:
         [answer] = await self._ask([("SET", key, value, "NX", "PX", ttl_ms)])
         return answer is not None
 
+    async def look(self) -> None:
+        """If Sentinels name another primary by now, every connection is left. Never raises, and takes CALL_S at most.
+
+        A primary that was replaced goes on for seconds until it is told so, and would be believed meanwhile.
+        """
+        if (pool := self._pool) is not None:
+            with suppress(CacheUnavailable), translated():
+                async with asyncio.timeout(CALL_S):
+                    await pool.look()
+
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
         pool, now_s = self._pool, asyncio.get_running_loop().time
         if pool is None:
@@ -111,7 +119,7 @@ class Door:
             raise CacheUnavailable("it failed again and again and is left alone")
         outcome = Outcome.WITHDRAWN
         try:
-            with _translated():
+            with translated():
                 async with asyncio.timeout(CALL_S):
                     replies = await pool.ask(commands)
             outcome = Outcome.SUCCEEDED
@@ -128,11 +136,11 @@ class Door:
         pool = self._pool
         if pool is None:
             raise CacheUnavailable("there is no login")
-        with _translated():
-            connection = await pool.dialler.connect(CONNECT_S)
+        with translated():
+            connection = await pool.dial()
         pool.listening.add(connection)
         try:
-            with _translated():
+            with translated():
                 async with asyncio.timeout(CONNECT_S):
                     await connection.send_command("SUBSCRIBE", *channels)
                     for _ in channels:
@@ -146,14 +154,14 @@ class Door:
 class Subscription:
     """The messages of some channels, in the order in which Redis took them."""
 
-    def __init__(self, connection: "AbstractConnection", silence_s: float) -> None:
+    def __init__(self, connection: "Connection", silence_s: float) -> None:
         self._connection = connection
         self._silence_s = silence_s
 
     async def next(self) -> Message:
         """Channel and content of the next message. Raises CacheUnavailable once the connection is lost or silent."""
         while True:
-            with _translated():
+            with translated():
                 answer = await self._connection.read_response(timeout=self._silence_s)
             match answer:
                 case None:
@@ -164,73 +172,17 @@ class Subscription:
                     raise CacheUnavailable("it told what is no message")
 
 
-class _Dialler:
-    """Opens connections for one login, with the password of a rotation that is right."""
-
-    def __init__(self, login: CacheLogin) -> None:
-        # Here and not with the first call: it takes longer than a call may.
-        import redis.asyncio  # noqa: F401, PLC0415  only where there is a login
-
-        parts = urlsplit(login.url)
-        database = parts.path.strip("/")
-        self._options: dict[str, Any] = {
-            "host": parts.hostname or "",
-            "port": parts.port or REDIS_PORT,
-            "db": int(database) if database.isdigit() else 0,
-            "username": login.user,
-            # The older protocol, in which messages are plain answers; nothing of the newer one is used.
-            "protocol": 2,
-            "socket_connect_timeout": CONNECT_S,
-            "socket_timeout": None,
-            "driver_info": None,
-        }
-        # Who names a CA is not to be answered in the clear, whatever the URL's scheme.
-        is_encrypted = parts.scheme == "rediss" or bool(login.ca)
-        self._ssl = ssl.create_default_context(cadata=login.ca or None) if is_encrypted else None
-        self.passwords = login.passwords
-        self._password = ""
-
-    async def connect(self, timeout_s: float) -> "AbstractConnection":
-        """A connection that is logged in. Raises the driver's errors, TimeoutError."""
-        from redis.exceptions import AuthenticationError  # noqa: PLC0415  only where there is a login
-
-        passwords = sorted(self.passwords, key=lambda password: password != self._password)
-        async with asyncio.timeout(timeout_s):
-            for password in passwords:
-                connection = self._made(password)
-                try:
-                    await connection.connect()  # type: ignore[no-untyped-call]
-                except AuthenticationError:
-                    if password == passwords[-1]:
-                        raise
-                    log.info("Redis refused a password, trying the other one of the rotation")
-                except BaseException:
-                    await connection.disconnect(nowait=True)
-                    raise
-                else:
-                    self._password = password
-                    return connection
-        raise CacheUnavailable("there is no password")
-
-    def _made(self, password: str) -> "AbstractConnection":
-        from redis.asyncio.connection import Connection, SSLConnection  # noqa: PLC0415  only where there is a login
-
-        if self._ssl is None:
-            return Connection(password=password, **self._options)
-        connection = SSLConnection(password=password, **self._options)
-        connection.ssl_context.context = self._ssl  # the driver's own would trust the system's CAs beside ours
-        return connection
-
-
 class _Pool:
-    """At most CONNECTIONS connections for commands, and those that listen, which it only ends."""
+    """At most CONNECTIONS connections for commands, and those that listen, which it only ends. All are to one place."""
 
-    def __init__(self, dialler: _Dialler) -> None:
+    def __init__(self, dialler: Dialler) -> None:
         self.dialler = dialler
-        self.listening: set[AbstractConnection] = set()
+        self.listening: set[Connection] = set()
+        self._place: Address | None = None
+        self._good: set[Connection] = set()  # those to the place; what is not in here is not asked again
         self._turns = asyncio.Semaphore(CONNECTIONS)
-        self._idle: list[AbstractConnection] = []
-        self._opening: set[asyncio.Task[AbstractConnection]] = set()
+        self._idle: list[Connection] = []
+        self._opening: set[asyncio.Task[Connection]] = set()
         self._is_closed = False
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
@@ -241,21 +193,54 @@ class _Pool:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 answers = [await _answer(connection) for _ in commands]
             except BaseException:  # also a caller that left: the next one would read its answers
-                await connection.disconnect(nowait=True)
+                await self._drop(connection)
                 raise
+            if connection in self._good and any(map(is_elsewhere, answers)):
+                await self._leave("it says so itself", None)
             await self._keep(connection)
             return answers
 
-    async def _taken(self) -> "AbstractConnection":
+    async def dial(self) -> "Connection":
+        """A new connection. If it is to another place than those before, they are left."""
+        connection = await self.dialler.connect()
+        if self._is_closed:
+            await connection.disconnect(nowait=True)
+            raise CacheUnavailable("its login is another by now")
+        place = connection.host, connection.port
+        if self._place not in {None, place}:
+            await self._leave("another one was found", place)
+        self._place = place
+        self._good.add(connection)
+        return connection
+
+    async def look(self) -> None:
+        """Leaves the connections if they are not to whom Sentinels name. Raises the driver's errors."""
+        primary = await self.dialler.primary()
+        if None not in {primary, self._place} and primary != self._place:
+            await self._leave("Sentinels name another one", None)
+
+    async def _leave(self, reason: str, place: Address | None) -> None:
+        """The place is this now, if it is known, and no connection of before is asked or listened to any more."""
+        log.info("Redis is another server now", extra={"reason": reason})
+        self._place = place
+        await self._end_all()
+
+    async def _end_all(self) -> None:
+        self._good.clear()
+        left, self._idle = [*self._idle, *self.listening], []
+        for connection in left:
+            await connection.disconnect(nowait=True)
+
+    async def _taken(self) -> "Connection":
         """A connection to ask. Whoever leaves before one is open leaves it to the next."""
         while self._idle:
             connection = self._idle.pop()
-            if not await _is_spoilt(connection):
+            if connection in self._good and not await _is_spoilt(connection):
                 return connection
-            await connection.disconnect(nowait=True)
+            await self._drop(connection)
         if len(self._opening) >= CONNECTIONS:
             raise CacheUnavailable("connections are slow to open")
-        opening = asyncio.ensure_future(self.dialler.connect(CONNECT_S))
+        opening = asyncio.ensure_future(self.dial())
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
@@ -264,15 +249,19 @@ class _Pool:
             opening.add_done_callback(self._inherit)
             raise
 
-    def _inherit(self, opened: "asyncio.Task[AbstractConnection]") -> None:
+    def _inherit(self, opened: "asyncio.Task[Connection]") -> None:
         if not opened.cancelled() and opened.exception() is None:
             self._idle.append(opened.result())
 
-    async def _keep(self, connection: "AbstractConnection") -> None:
-        if self._is_closed or len(self._idle) >= CONNECTIONS:
-            await connection.disconnect(nowait=True)
+    async def _keep(self, connection: "Connection") -> None:
+        if connection not in self._good or len(self._idle) >= CONNECTIONS:
+            await self._drop(connection)
         else:
             self._idle.append(connection)
+
+    async def _drop(self, connection: "Connection") -> None:
+        self._good.discard(connection)
+        await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """No connection stays open but those that are asked right now, which close behind their answer."""
@@ -280,12 +269,11 @@ class _Pool:
         for opening in self._opening:
             opening.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
-        ended, self._idle = [*self._idle, *self.listening], []
-        for connection in ended:
-            await connection.disconnect(nowait=True)
+        await self._end_all()
+        await self.dialler.close()
 
 
-async def _answer(connection: "AbstractConnection") -> Any:  # noqa: ANN401  each command has its own
+async def _answer(connection: "Connection") -> Any:  # noqa: ANN401  each command has its own
     """The next answer, also if it is a refusal: the answers behind it have to be read too."""
     from redis.exceptions import ResponseError  # noqa: PLC0415  only where there is a login
 
@@ -295,11 +283,11 @@ async def _answer(connection: "AbstractConnection") -> Any:  # noqa: ANN401  eac
         return refusal
 
 
-async def _is_spoilt(connection: "AbstractConnection") -> bool:
+async def _is_spoilt(connection: "Connection") -> bool:
     """Whether an idle connection was ended, or holds an answer that nobody asked for."""
     try:
         return await connection.can_read()
-    except (OSError, _driver_error()):
+    except (OSError, driver_error()):
         return True
 
 
@@ -307,59 +295,8 @@ def _checked(replies: list[Any]) -> list[Any]:
     """The replies, if none is a refusal."""
     for reply in replies:
         if isinstance(reply, Exception):
-            raise _unavailable(reply) from reply
+            raise unavailable(reply) from reply
     return replies
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """What goes wrong in the block is CacheUnavailable."""
-    try:
-        yield
-    except (OSError, TimeoutError, _driver_error()) as error:
-        raise _unavailable(error) from error
-
-
-def _driver_error() -> type[Exception]:
-    """The root of the driver's errors."""
-    from redis.exceptions import RedisError  # noqa: PLC0415  only where there is a login
-
-    return RedisError
-
-
-def _unavailable(error: Exception) -> CacheUnavailable:
-    """The error without what the driver says, which names addresses."""
-    from redis import exceptions  # noqa: PLC0415  only where there is a login
-
-    if isinstance(error.__context__, ssl.SSLError):
-        return CacheUnavailable("it did not prove its name" if _is_unproven(error.__context__) else "TLS failed")
-    reasons = {
-        TimeoutError: "no answer in time",
-        exceptions.TimeoutError: "no answer in time",
-        exceptions.AuthenticationError: "the tenant's password was refused",
-        exceptions.NoPermissionError: "the tenant's user may not do this",
-        exceptions.ResponseError: "it refused a command",
-    }
-    return CacheUnavailable(next((said for kind, said in reasons.items() if isinstance(error, kind)), "no connection"))
-
-
-def _is_unproven(error: ssl.SSLError) -> bool:
-    return isinstance(error, ssl.SSLCertVerificationError)
-
-
-def is_address(url: str) -> bool:
-    """Whether this is the URL of one Redis. A login in it is passed over: that has its own place."""
-    try:
-        parts = urlsplit(url)
-        return bool(
-            parts.scheme in {"redis", "rediss"}
-            and parts.hostname
-            and parts.port != 0
-            and (parts.path.strip("/").isdecimal() or parts.path in {"", "/"})
-            and not (parts.query or parts.fragment)
-        )
-    except ValueError:
-        return False
 
 
 def _place(login: CacheLogin) -> tuple[str, str, str]:

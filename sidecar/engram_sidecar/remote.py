@@ -1,7 +1,7 @@
 """L2: the tenant's memories in its part of Redis, for all its sidecars, and results of its searches.
 
-    {role}:m:{generation}:{id}    a row as the shard stores it, or "" for a while after a write
-    {role}:s:{writes}:{digest}    what a search found while the counter of writes was this
+    {tenant's part}m:{generation}:{id}    a row as the shard stores it, or "" for a while after a write
+    {tenant's part}s:{writes}:{digest}    what a search found while the counter of writes was this
 
 Promises
 1. Nothing is ever an error: whatever Redis does, it was not there, or was not put there.
@@ -62,7 +62,7 @@ class Remote:
         self._ttl_s = ttl_s
         self._encrypts = encrypts
         self._clock = clock
-        self._reads = Gatherer[str, str, bytes | None](lambda _role, keys: door.mget(keys), GATHERED)
+        self._reads = Gatherer[str, str, bytes | None](lambda _part, keys: door.mget(keys), GATHERED)
         self.stores = 0  # memories
         self.misses = 0
         self.undecodable = 0
@@ -104,7 +104,7 @@ class Remote:
     async def _read(self, key: str) -> bytes | None:
         """The value, asked for together with those that others ask for meanwhile."""
         try:
-            value = await self._reads.answer(self._door.role, key)
+            value = await self._reads.answer(self._door.part, key)
         except CacheUnavailable:
             self.failures += 1
             return None
@@ -134,10 +134,10 @@ class Remote:
         return found
 
     def _key(self, memory_id: MemoryId, ticket: Ticket) -> str:
-        return key_of(self._door.role, generation_of(ticket.writes), memory_id)
+        return key_of(self._door.part, generation_of(ticket.writes), memory_id)
 
     def _search_key(self, digest: str, ticket: Ticket) -> str:
-        return f"{self._door.role}:s:{ticket.writes:x}:{digest}"
+        return f"{self._door.part}s:{ticket.writes:x}:{digest}"
 
 
 def _now_s() -> float:

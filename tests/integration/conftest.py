@@ -1,6 +1,7 @@
 """The integration tier's stage: two servers of Postgres 18, a tenant over both, a sidecar. Started once per run."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from engram_contract.names import MAP_FILE
 from engram_contract.shardmap import ShardMap
+from engram_operator.clients.x509 import make_ca, make_serving
 from engram_sidecar.settings import Settings
 from tests.harness import Http, RealServer, SidecarThread, Tenant, create_tenant, server_folder
 from tests.pooler import NoPooler, Pooler, admit_pooler, pooler_before, prepare_pooler
@@ -74,6 +76,14 @@ def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis of the test's own."""
     with redis_server(redis_program, tmp_path / "redis") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def authorities() -> tuple[str, bytes, bytes]:
+    """A CA, and a certificate with its key for `localhost`."""
+    ca = make_ca(time.time())
+    serving = make_serving(ca, ["localhost"], time.time())
+    return ca.certificate.decode(), serving.certificate, serving.key
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ from uuid import UUID
 import pytest
 
 from engram_contract.credentials import CacheLogin
+from engram_contract.names import cache_part
 from engram_contract.session import Position
 from engram_contract.slots import MemoryId
-from engram_operator.clients.x509 import make_ca, make_serving
+from engram_operator.clients.x509 import make_ca
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.errors import CacheUnavailable
 from engram_sidecar.notice import Notice, write_notice
@@ -24,6 +25,7 @@ from engram_sidecar.tally import FIRST_COUNT, GENERATION, generation_of
 from tests.redis_server import Program, RedisServer, eventually, redis_server
 
 ROLE = "t_bulletin"
+PART = cache_part(ROLE)
 TOLD = 2_000
 
 
@@ -127,8 +129,8 @@ async def test_a_large_write_is_told_whole(redis: RedisServer) -> None:
         await teller.bulletin.tell("s1", ids, None)
         await eventually(lambda: other.ids == set(ids))
         async with redis.client(ROLE) as client:
-            generation = generation_of(int(await client.get(f"{ROLE}:writes") or 0))
-            keys = [f"{ROLE}:m:{generation:x}:{each}" for each in ids]
+            generation = generation_of(int(await client.get(f"{PART}writes") or 0))
+            keys = [f"{PART}m:{generation:x}:{each}" for each in ids]
             assert await client.mget(keys) == [b""] * len(ids)
             assert 0 < await client.ttl(keys[0]) <= 15
 
@@ -195,27 +197,27 @@ async def lose_all(redis: RedisServer) -> None:
 
 
 async def lose_counter(redis: RedisServer) -> None:
-    await redis.run("DEL", f"{ROLE}:writes")
+    await redis.run("DEL", f"{PART}writes")
 
 
 async def lose_a_notice(redis: RedisServer) -> None:
     async with redis.client(ROLE) as client:
-        await client.incr(f"{ROLE}:writes")
+        await client.incr(f"{PART}writes")
 
 
 async def tell_without_counting(redis: RedisServer) -> None:
     async with redis.client(ROLE) as client:
-        await client.publish(f"{ROLE}:writes", write_notice(Notice(b"somebody", 1, "s0", (memory_id(9),), None)))
+        await client.publish(f"{PART}writes", write_notice(Notice(b"somebody", 1, "s0", (memory_id(9),), None)))
 
 
 async def tell_garbage(redis: RedisServer) -> None:
     async with redis.client(ROLE) as client:
-        await client.publish(f"{ROLE}:writes", b"\xffgarbage")
+        await client.publish(f"{PART}writes", b"\xffgarbage")
 
 
 async def garble_counter(redis: RedisServer) -> None:
     async with redis.client(ROLE) as client:
-        await client.set(f"{ROLE}:writes", "garbage")
+        await client.set(f"{PART}writes", "garbage")
 
 
 FAULTS = [cut_listeners, lose_all, lose_counter, lose_a_notice, tell_without_counting, tell_garbage, garble_counter]
@@ -271,10 +273,10 @@ async def test_a_server_that_lost_its_last_seconds_is_told_from_the_one_before(r
     """What a failover to a replica that lags looks like: the counter stands where it stood before."""
     async with pair(redis) as (teller, other):
         async with redis.client(ROLE) as client:
-            past = int(await client.get(f"{ROLE}:writes") or 0)
+            past = int(await client.get(f"{PART}writes") or 0)
             for number in range(5):
                 await teller.bulletin.tell("s0", [memory_id(number)], None)
-            await client.set(f"{ROLE}:writes", past)
+            await client.set(f"{PART}writes", past)
         await eventually(lambda: (other.bulletin.writes or 0) >= past + GENERATION)
         await teller.settle()
         assert teller.bulletin.writes == other.bulletin.writes
@@ -299,7 +301,7 @@ async def test_what_is_written_while_redis_is_gone_is_told_when_it_is_back(redis
         await eventually(lambda: memory_id(99) in other.ids)
         async with redis.client(ROLE) as client:
             generation = teller.bulletin._tally.generation
-            keys = [f"{ROLE}:m:{each:x}:{memory_id(number)}" for each in (0, generation) for number in range(20)]
+            keys = [f"{PART}m:{each:x}:{memory_id(number)}" for each in (0, generation) for number in range(20)]
             assert (await client.mget(keys)).count(b"") >= 20
 
 
@@ -346,7 +348,7 @@ async def test_passwords_rotate_while_it_listens(redis: RedisServer) -> None:
     await redis.admit(ROLE, "old")
     async with listening(redis.login(ROLE, "wrong")) as (one,):
         with pytest.raises(CacheUnavailable, match="password was refused"):
-            await one.door.mget([f"{ROLE}:a"])
+            await one.door.mget([f"{PART}a"])
         one.bulletin.adopt(redis.login(ROLE, "new", "old"))
         await one.settle()
         doubts = one.doubts
@@ -396,14 +398,14 @@ async def test_another_tenant_hears_nothing_and_tells_nothing(redis: RedisServer
     await redis.admit("t_other")
     async with pair(redis) as _, redis.client("t_other") as stranger:
         with pytest.raises(Exception, match="permission"):
-            await stranger.publish(f"{ROLE}:writes", b"x")
+            await stranger.publish(f"{PART}writes", b"x")
         door = Door()
         door.adopt(redis.login("t_other"))
         with pytest.raises(CacheUnavailable, match="may not do this"):
-            async with door.subscribed([f"{ROLE}:writes"], 1.0):
+            async with door.subscribed([f"{PART}writes"], 1.0):
                 pass
         with pytest.raises(CacheUnavailable, match="may not do this"):
-            await door.mget([f"{ROLE}:writes"])
+            await door.mget([f"{PART}writes"])
         await door.close()
 
 
@@ -412,16 +414,16 @@ async def test_a_call_that_was_left_spoils_no_answer(redis: RedisServer) -> None
     door = Door()
     door.adopt(redis.login(ROLE))
     for number in range(200):
-        await door.run([("SET", f"{ROLE}:{number}", number)])
+        await door.run([("SET", f"{PART}{number}", number)])
     for round_ in range(50):
-        left = [asyncio.ensure_future(door.mget([f"{ROLE}:{number}"])) for number in range(4)]
+        left = [asyncio.ensure_future(door.mget([f"{PART}{number}"])) for number in range(4)]
         await asyncio.sleep(0 if round_ % 2 else 0.0002)
         for each in left[::2]:
             each.cancel()
         for number, each in enumerate(left):
             with suppress(asyncio.CancelledError):
                 assert await each == [str(number).encode()]
-        answers = await asyncio.gather(*(door.mget([f"{ROLE}:{number}"]) for number in range(10)))
+        answers = await asyncio.gather(*(door.mget([f"{PART}{number}"]) for number in range(10)))
         assert answers == [[str(number).encode()] for number in range(10)]
     await door.close()
 
@@ -430,12 +432,12 @@ async def test_the_breaker_leaves_a_broken_redis_alone_and_finds_it_again(redis:
     await redis.admit(ROLE)
     door = Door()
     door.adopt(redis.login(ROLE))
-    assert await door.mget([f"{ROLE}:a"]) == [None]
+    assert await door.mget([f"{PART}a"]) == [None]
     redis.kill()
     said = []
     for _ in range(LIMITS.failures + 2):
         with pytest.raises(CacheUnavailable) as failed:
-            await door.mget([f"{ROLE}:a"])
+            await door.mget([f"{PART}a"])
         said.append(str(failed.value))
     assert set(said[: LIMITS.failures]) <= {"no connection", "no answer in time"}
     assert said[LIMITS.failures :] == ["it failed again and again and is left alone"] * 2
@@ -444,18 +446,10 @@ async def test_the_breaker_leaves_a_broken_redis_alone_and_finds_it_again(redis:
     async with asyncio.timeout(30):
         while True:
             with suppress(CacheUnavailable):
-                assert await door.mget([f"{ROLE}:a"]) == [None]
+                assert await door.mget([f"{PART}a"]) == [None]
                 break
             await asyncio.sleep(0.05)
     await door.close()
-
-
-@pytest.fixture(scope="module")
-def authorities() -> tuple[str, bytes, bytes]:
-    """A CA, and a certificate with its key for `localhost`."""
-    ca = make_ca(time.time())
-    serving = make_serving(ca, ["localhost"], time.time())
-    return ca.certificate.decode(), serving.certificate, serving.key
 
 
 @pytest.fixture
@@ -483,7 +477,7 @@ async def test_a_server_has_to_prove_its_name(tls_redis: RedisServer, authoritie
         door = Door()
         door.adopt(login)
         with pytest.raises(CacheUnavailable, match="prove its name"):
-            await door.mget([f"{ROLE}:a"])
+            await door.mget([f"{PART}a"])
         await door.close()
 
 
@@ -494,5 +488,5 @@ async def test_with_a_ca_nothing_is_said_in_the_clear(
     door = Door()
     door.adopt(redis.login(ROLE, ca=authorities[0]))
     with pytest.raises(CacheUnavailable):
-        await door.mget([f"{ROLE}:a"])
+        await door.mget([f"{PART}a"])
     await door.close()

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from engram_contract.names import cache_part
 from engram_contract.shardmap import Node
 from engram_operator.clients import postgres
 from engram_sidecar.app import serving
@@ -262,7 +263,7 @@ async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the
     await asyncio.sleep(TOMBSTONE_S + 1)
     await one.ask("GET", "shared")
     async with asyncio.timeout(TIMEOUT_S):
-        while not await redis.run("KEYS", f"{tenant.role}:m:*"):  # noqa: ASYNC110  it is put there beside the answer
+        while not await redis.run("KEYS", f"{cache_part(tenant.role)}m:*"):  # noqa: ASYNC110  it is put there beside the answer
             await asyncio.sleep(0.05)
     _, answer, said = await other.ask("GET", "shared")
     assert (answer["content"], said["Cache-Status"]) == ("heron", "engram; fwd=uri-miss; detail=shared")
@@ -287,7 +288,9 @@ async def test_results_of_eventual_searches_are_shared_until_the_next_write(
     assert await search(one) == (["a grey heron"], "fwd=uri-miss")
     assert await search(other) == (["a grey heron"], "fwd=uri-miss; detail=shared")
     assert await search(other, "session") == (["a grey heron"], "")
-    kept = b"".join([await redis.run("GET", key) or b"" for key in await redis.run("KEYS", f"{tenant.role}:s:*")])
+    kept = b"".join(
+        [await redis.run("GET", key) or b"" for key in await redis.run("KEYS", f"{cache_part(tenant.role)}s:*")]
+    )
     assert len(kept) > 100
     assert b"heron" not in kept
     await one.ask("PUT", "k2", {"content": "a white heron", "ttl_s": 2})

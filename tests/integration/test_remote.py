@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 
+from engram_contract.names import cache_part
 from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin
@@ -25,6 +26,7 @@ from tests.harness import KEYRING
 from tests.redis_server import RedisServer, eventually
 
 ROLE = "t_remote"
+PART = cache_part(ROLE)
 POSITION = Position(1, 77)
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 PHRASE = "the heron stands by the mill pond"
@@ -127,7 +129,7 @@ async def test_a_write_takes_it_away_and_keeps_older_reads_out(redis: RedisServe
         assert await one.found(old) is None
 
 
-@pytest.mark.parametrize("fault", ["CLIENT KILL TYPE pubsub", "FLUSHALL", f"DEL {ROLE}:writes"])
+@pytest.mark.parametrize("fault", ["CLIENT KILL TYPE pubsub", "FLUSHALL", f"DEL {PART}writes"])
 async def test_what_was_read_before_a_doubt_is_not_put_there(redis: RedisServer, fault: str) -> None:
     async with caching(redis) as (one, _):
         before, doubts = await one.ticket(), one.bulletin.doubts
@@ -298,8 +300,8 @@ async def test_a_tombstone_stands_in_the_generation_that_holds(redis: RedisServe
     """Somebody moved it, and the writer does not know yet: what others keep from now on is in the new one."""
     async with caching(redis) as (one, _):
         known = generation_of((await one.ticket()).writes)
-        await redis.run("INCRBY", f"{ROLE}:writes", GENERATION)
+        await redis.run("INCRBY", f"{PART}writes", GENERATION)
         await one.bulletin.tell("s0", [memory(1).id], None)
         tombstones = {key: value for key, value in (await everything(redis)).items() if b":m:" in key}
-        places = {f"{ROLE}:m:{each:x}:{memory(1).id}".encode() for each in (known, known + 1)}
+        places = {f"{PART}m:{each:x}:{memory(1).id}".encode() for each in (known, known + 1)}
         assert tombstones == dict.fromkeys(places, b"")

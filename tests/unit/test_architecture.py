@@ -74,7 +74,11 @@ DOORS = {
         "sidecar/engram_sidecar/cachemetrics.py",
         "sidecar/engram_sidecar/metrics.py",
     },
-    "redis": {"operator/engram_operator/clients/cache.py", "sidecar/engram_sidecar/redisdoor.py"},
+    "redis": {
+        "operator/engram_operator/clients/cache.py",
+        "sidecar/engram_sidecar/redisdial.py",
+        "sidecar/engram_sidecar/redisdoor.py",
+    },
     "rich": {"cli/engram_cli/clusterscreen.py", "cli/engram_cli/screen.py"},
     "Stemmer": {"sidecar/engram_sidecar/terms.py"},
     "typer": {"cli/engram_cli/__main__.py", "cli/engram_cli/plugin.py"},

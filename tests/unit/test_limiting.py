@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engram_contract.names import cache_part
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.errors import CacheUnavailable, RateLimited
 from engram_sidecar.limiting import Door, Limiter
@@ -89,7 +90,7 @@ async def test_a_burst_of_the_rate_is_admitted_by_one_question_and_the_rest_refu
     assert counts.trips == 2, "once more to learn that nothing is left, and then no more"
     assert not stage.limiters[0].is_alone
     [key] = counts.counts
-    assert key == f"{stage.in_force.config.credentials.role}:r:1000"
+    assert key == f"{cache_part(stage.in_force.config.credentials.role)}r:1000"
     assert counts.kept_s[key] > 1
     stage.time_s += 1
     assert await stage.ask()

@@ -21,12 +21,10 @@ from engram_operator.clients import cache, logins
 from engram_operator.clients.kube import MEMORY_CLUSTERS, NAMESPACES, SECRETS, Kube, Manifest
 from engram_operator.errors import ApiNotFound, OperatorError
 from engram_operator.leadership import Leadership
-from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.tenant import key_secret
 from engram_operator.plan.observed import Observed
 from engram_operator.plan.steps import ShutOut, Wait
-from engram_operator.reconcile.hands import credentials_of
-from engram_operator.reconcile.observe import admins_of, first_answer, observe_shards
+from engram_operator.reconcile.observe import admins_of, cache_of, first_answer, observe_shards
 from engram_operator.reconcile.writing import left_s
 from engram_operator.workqueue import Key
 
@@ -121,7 +119,7 @@ class Access:
         left_s(self._leadership.held())
         names = [shard.id for shard in found.spec.shards]
         tasks = [self._shut_shard(found.spec, seen, each, role) for each in names]
-        if found.spec.cache.provider is CacheProvider.MANAGED:
+        if found.spec.cache.provider is not CacheProvider.NONE:
             names.append(CACHE)
             tasks.append(self._shut_cache(found.spec, seen, role))
         answers = dict(zip(names, await asyncio.gather(*tasks), strict=True))
@@ -139,8 +137,8 @@ class Access:
             return str(error)
 
     async def _shut_cache(self, spec: ClusterSpec, seen: Observed, role: str) -> bool | str:
-        host = ClusterNames(spec.name, spec.namespace).redis_host
         try:
-            return await cache.remove_user(host, credentials_of(seen).redis, role)
+            admin = await cache_of(self._kube, spec, seen)
+            return admin is not None and await cache.remove_user(admin, role)
         except OperatorError as error:
             return str(error)

@@ -10,14 +10,14 @@ that could be asked: the finalizer is let go, so no namespace waits for what can
 from typing import Any, Final
 
 from engram_contract.names import ERASE_FINALIZER
-from engram_contract.spec import CacheProvider, ClusterSpec, ReclaimPolicy
+from engram_contract.spec import ClusterSpec, ReclaimPolicy
 from engram_operator.clients import cache, tenancy
 from engram_operator.clients.kube import MEMORY_TENANTS, SECRETS, Kube, Manifest
 from engram_operator.leadership import Term
-from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.tenant import key_secret
 from engram_operator.plan.observed import Observed
-from engram_operator.reconcile.hands import credentials_of, login
+from engram_operator.reconcile.hands import login
+from engram_operator.reconcile.observe import cache_of
 from engram_operator.reconcile.writing import left_s, remove
 
 FIELD_MANAGER: Final = "engram-operator-finalizer"
@@ -67,10 +67,9 @@ async def erase(kube: Kube, term: Term, cluster: ClusterSpec, seen: Observed, ro
         left_s(term)
         admin = await login(kube, cluster, seen, shard.id)
         erased += await tenancy.erase_tenant(admin, database, role)
-    if cluster.cache.provider is CacheProvider.MANAGED:
-        await cache.erase_user(
-            ClusterNames(cluster.name, cluster.namespace).redis_host, credentials_of(seen).redis, role
-        )
+    redis = await cache_of(kube, cluster, seen)
+    if redis is not None:
+        await cache.erase_user(redis, role)
     await _remove_keys(kube, term, cluster, role)
     return erased
 

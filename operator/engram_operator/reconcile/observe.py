@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from engram_contract.names import CLUSTER_LABEL, POSTGRES_PORT
-from engram_contract.spec import BadSpec, ClusterSpec, Provider, TenantSpec
+from engram_contract.names import CLUSTER_LABEL, POSTGRES_PORT, REDIS_PORT
+from engram_contract.redisurl import RedisLogin, RedisPlace
+from engram_contract.spec import BadSpec, CacheProvider, ClusterSpec, Provider, SecretKeyRef, TenantSpec
 from engram_operator.clients import x509
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.dsn import admin_of
@@ -26,9 +27,10 @@ from engram_operator.clients.kube import (
     Kube,
     Manifest,
 )
-from engram_operator.errors import ApiNotFound, BadCertificate, BadDsn, LoginRefused, OperatorError
+from engram_operator.errors import ApiNotFound, BadCertificate, BadDsn, CacheRefused, LoginRefused, OperatorError
 from engram_operator.manifests.credentials import SUPERUSER, Credentials
 from engram_operator.manifests.names import ClusterNames
+from engram_operator.manifests.redis import OPERATOR_USER
 from engram_operator.plan.certificates import Stored
 from engram_operator.plan.members import Member, primary_of
 from engram_operator.plan.observed import SILENT, Database, Loaded, Observed, Silence, TenantSeen
@@ -144,16 +146,41 @@ def logins_of(spec: ClusterSpec, seen: Observed, shard_id: str, member: Member) 
     return tuple(Admin(host, POSTGRES_PORT, SUPERUSER, each, ca=ca, sslmode="disable") for each in passwords if each)
 
 
+async def cache_of(kube: Kube, spec: ClusterSpec, seen: Observed) -> RedisLogin | None:
+    """As whom the cluster's Redis is told of users; None if there is none, or nobody gave us a login.
+
+    Raises CacheRefused for a Secret that is of no use, OperatorError.
+    """
+    if spec.cache.provider is CacheProvider.MANAGED:
+        if seen.credentials is None:
+            raise OperatorError("the cluster has no credentials yet")
+        url = f"redis://{ClusterNames(spec.name, spec.namespace).redis_host}:{REDIS_PORT}"
+        return RedisLogin(RedisPlace.from_url(url), url, OPERATOR_USER, seen.credentials.redis)
+    if spec.cache.secret_ref is None:
+        return None
+    reference = spec.cache.secret_ref
+    url = await _secret_text(kube, spec, reference, CacheRefused)
+    try:
+        return RedisLogin.from_url(url.strip())
+    except ValueError as error:
+        raise CacheRefused(f"key {reference.key} of Secret {reference.name} {error}") from None
+
+
 async def _external_admin(kube: Kube, spec: ClusterSpec, shard_id: str) -> Admin:
     reference = next(each.secret_ref for each in spec.external if each.id == shard_id)
+    return admin_of(await _secret_text(kube, spec, reference, BadDsn))
+
+
+async def _secret_text(kube: Kube, spec: ClusterSpec, reference: SecretKeyRef, bad: type[OperatorError]) -> str:
+    """What a user put there for us; `bad` says what is missing."""
     try:
         secret = await kube.fetch(SECRETS, spec.namespace, reference.name)
     except ApiNotFound as error:
-        raise BadDsn(f"Secret {reference.name} is not there") from error
+        raise bad(f"Secret {reference.name} is not there") from error
     data = x509.decoded(secret.get("data"))
     if reference.key not in data:
-        raise BadDsn(f"Secret {reference.name} has no key {reference.key}")
-    return admin_of(data[reference.key].decode(errors="replace"))
+        raise bad(f"Secret {reference.name} has no key {reference.key}")
+    return data[reference.key].decode(errors="replace")
 
 
 async def _ask_databases(kube: Kube, spec: ClusterSpec, seen: Observed) -> Mapping[str, Database | Silence]:

@@ -9,13 +9,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from engram_contract.credentials import CacheLogin
 from engram_contract.names import (
     API_VERSION,
-    REDIS_PORT,
     ROTATE_ANNOTATION,
     ROTATE_KEY_ANNOTATION,
     TENANT_KIND,
@@ -26,7 +26,15 @@ from engram_operator.clients import cache, tenancy
 from engram_operator.clients.dsn import node_of
 from engram_operator.clients.kube import MEMORY_CLUSTERS, MEMORY_TENANTS, OWNED, Kube, Manifest
 from engram_operator.controller import Outcome, Result
-from engram_operator.errors import ApiNotFound, BadDsn, CacheUnreachable, KeyUnreadable, LostLease, OperatorError
+from engram_operator.errors import (
+    ApiNotFound,
+    BadDsn,
+    CacheRefused,
+    CacheUnreachable,
+    KeyUnreadable,
+    LostLease,
+    OperatorError,
+)
 from engram_operator.events import About, Recorder
 from engram_operator.leadership import Leadership
 from engram_operator.manifests.meta import Owner
@@ -52,8 +60,8 @@ from engram_operator.reconcile import erasure
 from engram_operator.reconcile.access import Access
 from engram_operator.reconcile.hands import complete_credentials, credentials_of
 from engram_operator.reconcile.keys import KeyPlace, keep_keyring
-from engram_operator.reconcile.observe import admins_of, ca_of, first_answer, observe_shards
-from engram_operator.reconcile.tenant_steps import Subject, TenantSteps
+from engram_operator.reconcile.observe import admins_of, ca_of, cache_of, first_answer, observe_shards
+from engram_operator.reconcile.tenant_steps import Subject, TenantSteps, without_cache
 from engram_operator.reconcile.watchdog import Watchdog
 from engram_operator.reconcile.writing import write_status
 from engram_operator.workqueue import Key
@@ -138,7 +146,8 @@ class TenantReconciler:
         if subject.seen.credentials is None:
             wait = Wait("ClusterNotReady", f"MemoryCluster {spec.name} has no credentials yet", SOON_S * 4)
             return await self._end(tenant, resource, (), TenantRound((wait,)))
-        if not subject.seen.credentials.key:
+        subject = await self._with_cache(subject)
+        if not credentials_of(subject.seen).key:
             await complete_credentials(self._kube, self._leadership.held(), spec, subject.seen)
             return Outcome("acted", SOON_S, ("make the key that wraps the keys of the cluster's tenants",))
         try:
@@ -151,7 +160,8 @@ class TenantReconciler:
             wait = Wait("KeyUnreadable", f"the keys of the tenant's data: {error}", NOWHERE_S, is_fault=True)
             return await self._end(tenant, resource, (), TenantRound((wait,)))
         plan = plan_tenant(tenant, spec, seen, files)
-        done, waits = await self._steps.act(subject, seen, files, plan)
+        done, waits, refused = await self._steps.act(subject, seen, files, plan)
+        files = replace(files, refusal="; ".join(filter(None, (files.refusal, subject.cache_fault, refused))))
         for step in (each for each in done if isinstance(each, MendLogin)):
             said = (
                 f"{step.shard}: somebody who was logged in as {step.role} changed {', '.join(step.altered)}; set right"
@@ -160,6 +170,12 @@ class TenantReconciler:
         changed_s = self._wall_clock() if done else None
         ended = round_of(plan, waits, seen, files, changed_s, self._terms.file_grace_s)
         return await self._end(tenant, resource, done, ended)
+
+    async def _with_cache(self, subject: Subject) -> Subject:
+        try:
+            return replace(subject, cache=await cache_of(self._kube, subject.cluster, subject.seen))
+        except CacheRefused as error:
+            return replace(subject, cache_fault=without_cache(error))
 
     async def _let_go(self, resource: Manifest) -> Outcome:
         """What is asked for when the object is deleted; nothing if somebody else's finalizer is what it waits for."""
@@ -241,13 +257,14 @@ class TenantReconciler:
 
     async def _has_cache_user(self, subject: Subject, secret: Manifest | None) -> bool:
         stored = read_tenant_secret(secret)
-        if not subject.has_cache or subject.seen.credentials is None:
+        if subject.cache is None:
             return True
         if stored is None or stored.credentials.cache is None:
             return False
         try:
-            wanted = stored.credentials.cache.passwords
-            return await cache.has_user(subject.cache_host, subject.seen.credentials.redis, subject.role, wanted)
+            return await cache.has_user(subject.cache, subject.role, stored.credentials.cache.passwords)
+        except CacheRefused:
+            return False  # whoever makes the user is told why it cannot
         except CacheUnreachable as error:
             log.info("cache not asked", extra={"reason": str(error)})
             return True
@@ -266,9 +283,9 @@ class TenantReconciler:
         asked = self._asked(resource, secrets.token_hex(PASSWORD_BYTES))
         planned = plan_login(subject.role, stored, asked, marks)
         user = None
-        if subject.has_cache:
-            url = f"redis://{subject.cache_host}:{REDIS_PORT}"
-            user = CacheLogin(url, subject.role, cache_passwords(planned.stored.credentials.passwords))
+        if subject.cache is not None:
+            words = cache_passwords(planned.stored.credentials.passwords)
+            user = CacheLogin(subject.cache.url, subject.role, words)
         login = placed(planned, stored, ca_of(subject.seen, spec), user)
         return Files(login, kept.ring, subject.policy, kept.refusal)
 

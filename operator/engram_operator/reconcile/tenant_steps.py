@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from engram_contract.names import tenant_role
 from engram_contract.policy import Policy
-from engram_contract.spec import CacheProvider, ClusterSpec, TenantSpec
+from engram_contract.redisurl import RedisLogin
+from engram_contract.spec import ClusterSpec, TenantSpec
 from engram_operator.clients import cache, postgres, tenancy
 from engram_operator.clients.connection import Admin
 from engram_operator.clients.kube import OWNED, SECRETS, Kube
 from engram_operator.clients.postgres import ShardIdentity
 from engram_operator.clients.sealing import seal_of
-from engram_operator.errors import CacheUnreachable, LostLease, OperatorError
+from engram_operator.errors import CacheRefused, CacheUnreachable, LostLease, OperatorError
 from engram_operator.leadership import Leadership
-from engram_operator.manifests.names import ClusterNames
 from engram_operator.manifests.tenant import build_tenant_secret, read_tenant_secret
 from engram_operator.plan.drift import stamped
 from engram_operator.plan.maps import tenant_database
@@ -51,6 +51,8 @@ class Subject:
     cluster: ClusterSpec
     seen: Observed
     policy: Policy
+    cache: RedisLogin | None = None  # as whom its Redis is told of users, if there is one
+    cache_fault: str = ""  # why it is not told
 
     @property
     def role(self) -> str:
@@ -62,15 +64,10 @@ class Subject:
         """Where its memories lie on each shard."""
         return tenant_database(self.role, self.tenant.isolation)
 
-    @property
-    def has_cache(self) -> bool:
-        """Whether the cluster has a Redis of ours."""
-        return self.cluster.cache.provider is CacheProvider.MANAGED
 
-    @property
-    def cache_host(self) -> str:
-        """Where that is dialled."""
-        return ClusterNames(self.cluster.name, self.cluster.namespace).redis_host
+def without_cache(error: CacheRefused) -> str:
+    """What the tenant's condition says."""
+    return f"without the second cache level: {error}"
 
 
 class TenantSteps:
@@ -82,27 +79,29 @@ class TenantSteps:
 
     async def act(
         self, subject: Subject, seen: TenantObserved, files: Files, plan: TenantPlan
-    ) -> tuple[tuple[Step, ...], tuple[Wait, ...]]:
-        """What was done, and what the first failure or Wait asks for. Raises LostLease."""
+    ) -> tuple[tuple[Step, ...], tuple[Wait, ...], str]:
+        """What was done, what the first failure or Wait asks for, and what the cache refused. Raises LostLease."""
         done: list[Step] = []
+        refused = ""
         if plan.shard_map is not None and plan.keeps_login:
             # The password first: a role whose password nobody wrote down would be made anew at each try.
             await self._keep_password(subject, seen, files)
         for step in plan.steps:
             if isinstance(step, Wait):
-                return tuple(done), (step,)
+                return tuple(done), (step,), refused
             try:
                 await self._do(subject, files, step)
             except LostLease:
                 raise
-            except CacheUnreachable as error:
+            except (CacheUnreachable, CacheRefused) as error:
                 log.info("cache not told", extra={"reason": str(error)})
+                refused = without_cache(error) if isinstance(error, CacheRefused) else ""
                 continue
             except OperatorError as error:
-                return tuple(done), (Wait(type(error).__name__, f"{step}: {error}", 2.0, is_fault=True),)
+                return tuple(done), (Wait(type(error).__name__, f"{step}: {error}", 2.0, is_fault=True),), refused
             if not isinstance(step, SweepTenant):  # somebody may hold what has expired: no reason to look again at once
                 done.append(step)
-        return tuple(done), ()
+        return tuple(done), (), refused
 
     async def _keep_password(self, subject: Subject, seen: TenantObserved, files: Files) -> None:
         """The Secret holds the password, before any role has it."""
@@ -126,9 +125,8 @@ class TenantSteps:
                 await self._kube.apply(OWNED[manifest["kind"]], manifest, FIELD_MANAGER, timeout_s=timeout_s)
             case KeepCacheUser(role):
                 user = files.login.stored.credentials.cache
-                if user is not None:
-                    word = credentials_of(subject.seen).redis
-                    await cache.keep_user(subject.cache_host, word, role, user.passwords)
+                if user is not None and subject.cache is not None:
+                    await cache.keep_user(subject.cache, role, user.passwords)
             case PrepareTenant() | MendLogin() | PublishMap() | SetQuota() | CarryLoan() | LendBack() | SweepTenant():
                 admin = await login(self._kube, subject.cluster, subject.seen, step.shard)
                 await self._do_on_shard(subject, files, step, admin)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from engram_contract import names
-from engram_contract.names import ROTATE_ANNOTATION, ROTATE_KEY_ANNOTATION
+from engram_contract.names import ROTATE_ANNOTATION, ROTATE_KEY_ANNOTATION, cache_part
 from engram_operator.manifests.tenant import key_secret
 from tests.e2e import load, memory
 from tests.e2e.agents import (
@@ -233,11 +233,13 @@ def test_a_user_of_the_cache_reaches_its_own_keys_alone(cluster: Cluster, home: 
     login = credentials(cluster, home)
     role, word = login["cache"]["user"], login["cache"]["passwords"][0]
     assert role == login["role"]
-    assert redis(cluster, home, role, word, "SET", f"{role}:a", "1") == "OK"
-    assert redis(cluster, home, role, word, "GET", f"{role}:a") == "1"
-    assert redis(cluster, home, role, word, "PUBLISH", f"{role}:b", "x") == "0"
+    part = cache_part(role)
+    assert redis(cluster, home, role, word, "SET", f"{part}a", "1") == "OK"
+    assert redis(cluster, home, role, word, "GET", f"{part}a") == "1"
+    assert redis(cluster, home, role, word, "PUBLISH", f"{part}b", "x") == "0"
     for command in (
-        ("GET", "t_other:a"), ("GET", role), ("PUBLISH", "t_other:b", "x"), ("KEYS", "*"), ("SCAN", "0"),
+        ("GET", "t_other:a"), ("GET", role), ("GET", f"{role}:a"), ("PUBLISH", "t_other:b", "x"),
+        ("KEYS", "*"), ("SCAN", "0"), ("ROLE",),
         ("RANDOMKEY",), ("DBSIZE",), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("CLIENT", "LIST"),
         ("INFO",), ("MONITOR",), ("EVAL", "return 1", "0"), ("PUBSUB", "CHANNELS"),
     ):  # fmt: skip
