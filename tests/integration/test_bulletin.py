@@ -150,7 +150,7 @@ async def test_who_says_that_nothing_counts_is_heard_and_what_is_in_redis_is_out
         after = generation_of(other.bulletin.writes or 0)
         assert after > before
         async with redis.client(ROLE) as client:
-            keys = [f"{ROLE}:m:{after:x}:{memory_id(number)}" for number in (1, 2)]
+            keys = [f"{cache_part(ROLE)}m:{after:x}:{memory_id(number)}" for number in (1, 2)]
             assert await client.mget(keys) == [b"", b""], "the tombstones hold in the new generation"
 
 

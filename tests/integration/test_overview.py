@@ -15,6 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engram import AsyncEngram, Cleared
+from engram_contract.names import cache_part
 from engram_contract.policy import Limits
 from engram_sidecar import reports
 from engram_sidecar.app import Sidecar, serving
@@ -171,7 +172,7 @@ async def test_while_redis_does_not_answer_a_clear_says_so_and_is_told_later(
 async def counter(redis: RedisServer, tenant: Tenant) -> int:
     """The generation of what is kept in L2."""
     async with redis.client(tenant.role) as client:
-        return int(await client.get(f"{tenant.role}:writes") or 0) >> 24
+        return int(await client.get(f"{cache_part(tenant.role)}writes") or 0) >> 24
 
 
 async def test_a_clear_resets_the_statistics_and_no_counter_of_prometheus(
