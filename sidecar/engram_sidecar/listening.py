@@ -78,7 +78,7 @@ class Connection(web.RequestHandler):
 
     @property
     def head(self) -> bytes | None:
-        """The bytes of the request that is being answered, if nothing else came, and it is but a head."""
+        """The bytes of the request that is being answered, if they end where its head does and nothing else came."""
         is_alone = self._came_bytes == len(self._first) == self._first.find(HEAD_END) + len(HEAD_END)
         return self._first if is_alone else None
 
@@ -103,9 +103,9 @@ class Connection(web.RequestHandler):
 
 
 def head_of(request: web.BaseRequest) -> bytes | None:
-    """The bytes of the request, if it is but a head that came alone."""
+    """The bytes of the request, if it is but a head that came alone: not if a body is to come, also one of no bytes."""
     connection = request.protocol
-    return connection.head if isinstance(connection, Connection) else None
+    return connection.head if isinstance(connection, Connection) and not request.body_exists else None
 
 
 class BoundedServer(web.Server):
