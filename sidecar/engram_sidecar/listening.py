@@ -83,8 +83,13 @@ class Connection(web.RequestHandler):
         return self._first if is_alone else None
 
     def answered(self, request: web.BaseRequest) -> None:
-        """The request has its answer, which may not be sent yet. What comes in chunks is never counted as whole."""
-        self._whole_bytes = self._first.find(HEAD_END) + len(HEAD_END) + (request.content_length or 0)
+        """The request has its answer, which may not be sent yet.
+
+        What comes in chunks is never counted as whole, nor what is answered before all of it came: no request begins
+        within a body.
+        """
+        if request.content.is_eof():
+            self._whole_bytes = self._first.find(HEAD_END) + len(HEAD_END) + (request.content_length or 0)
 
     def data_received(self, data: bytes) -> None:
         """Answers it or has it parsed."""
