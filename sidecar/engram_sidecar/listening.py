@@ -78,13 +78,18 @@ class Connection(web.RequestHandler):
 
     @property
     def head(self) -> bytes | None:
-        """The bytes of the request that is being answered, if nothing else came, and it is but a head."""
+        """The bytes of the request that is being answered, if they end where its head does and nothing else came."""
         is_alone = self._came_bytes == len(self._first) == self._first.find(HEAD_END) + len(HEAD_END)
         return self._first if is_alone else None
 
     def answered(self, request: web.BaseRequest) -> None:
-        """The request has its answer, which may not be sent yet. What comes in chunks is never counted as whole."""
-        self._whole_bytes = self._first.find(HEAD_END) + len(HEAD_END) + (request.content_length or 0)
+        """The request has its answer, which may not be sent yet.
+
+        What comes in chunks is never counted as whole, nor what is answered before all of it came: no request begins
+        within a body.
+        """
+        if request.content.is_eof():
+            self._whole_bytes = self._first.find(HEAD_END) + len(HEAD_END) + (request.content_length or 0)
 
     def data_received(self, data: bytes) -> None:
         """Answers it or has it parsed."""
@@ -103,9 +108,9 @@ class Connection(web.RequestHandler):
 
 
 def head_of(request: web.BaseRequest) -> bytes | None:
-    """The bytes of the request, if it is but a head that came alone."""
+    """The bytes of the request, if it is but a head that came alone: not if a body is to come, also one of no bytes."""
     connection = request.protocol
-    return connection.head if isinstance(connection, Connection) else None
+    return connection.head if isinstance(connection, Connection) and not request.body_exists else None
 
 
 class BoundedServer(web.Server):

@@ -154,6 +154,55 @@ async def test_bytes_that_look_like_a_known_request_are_answered_as_one_only_whe
         assert echo.at_once_count > 100, "after a body it goes on"
 
 
+class Early(Echo):
+    """Answers before it has seen a body, as a read does, and as who refuses a request does."""
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = f"{request.method} {request.path};".encode()
+        head = head_of(request)
+        if request.method == "GET" and head is not None:
+            self.known[head] = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        return web.Response(body=body)
+
+
+async def test_a_head_that_announces_a_body_is_not_learned_before_the_body_came() -> None:
+    """Else the body would be taken for the next request."""
+    early = Early()
+    body = b"DELETE /b HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"GET /a HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    last = b"GET /c HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with served(Handlers(early.handle, early.at_once)) as port, asyncio.timeout(60):
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for said_so, expected in ((last, b"GET /c;"), (head, b"GET /a;"), (body + last, b"GET /c;")):
+                writer.write(said_so)
+                assert await read_answer(reader) == expected
+            writer.close()
+    assert set(early.known) <= {last}
+
+
+async def test_no_request_begins_within_a_body_that_came_behind_its_answer() -> None:
+    """Two requests in one segment, of which the second is answered before its body came as far as would be counted."""
+    early, length = Early(), 300
+    first = b"HEAD /a HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    second = b"PUT /b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length
+    came = length - len(second)
+    rest = b"DELETE /b HTTP/1.1\r\nX: ".ljust(length - came, b"x")
+    last = b"GET /c HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with served(Handlers(early.handle, early.at_once)) as port, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(first + second + b"x" * came)
+        await reader.readuntil(b"\r\n\r\n")
+        assert await read_answer(reader) == b"PUT /b;"
+        writer.write(rest)
+        for _ in range(12):
+            await asyncio.sleep(0)  # the server takes it by itself
+        writer.write(last)
+        assert await read_answer(reader) == b"GET /c;"
+        writer.close()
+    assert set(early.known) <= {last}, "a body's end and a head are no request"
+
+
 async def test_who_reads_no_answers_is_not_answered_without_end() -> None:
     """What is sent to a caller that takes nothing stays within what the kernel and one buffer hold."""
     echo = Echo()
