@@ -2,7 +2,8 @@
 
 To count a common lexeme costs a shard milliseconds, each time that somebody searches for it, and whether it stands in
 3,000 memories or in 3,010 moves the order of hits little. A rare one is counted anew: whether it stands in none or in
-one decides what is found.
+one decides what is found. Where thousands of memories with a word are deleted within KEPT_S, it counts as common until
+then: it scores, and does not find beside a rarer one.
 
 Promises
 1. Nothing is told after KEPT_S, and nothing of a lexeme below COMMON.
@@ -13,7 +14,7 @@ Pure: moments are monotonic seconds.
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-KEPT_S: Final = 30.0
+KEPT_S: Final = 10.0
 COMMON: Final = 500  # memories
 MAX_LEXEMES: Final = 10_000
 

@@ -30,7 +30,7 @@ from engram_sidecar.tally import generation_of
 FILL_S: Final = 5.0
 SEARCH_TTL_S: Final = 300
 KEPT_S: Final = 30 * 86_400  # a time of 0 is until Redis evicts it; what nobody asks for in a month goes
-GATHERED: Final = 32  # values in one answer of Redis at most
+GATHERED: Final = 8  # values in one answer of Redis at most: all of them come in time, or none
 MAX_VALUE_BYTES: Final = 1 << 20  # a larger one would hold up whoever asks Redis behind it
 
 
