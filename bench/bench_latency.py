@@ -14,10 +14,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 from bench_peers import LOAD_CORE, USERS, VALUE_CHARS, Value, fill, request, run, sidecar
 
+from engram_sidecar.config import read_config
 from examples.demo.corpus import read_corpus
-from examples.demo.local import local_mode
+from examples.demo.local import LocalMode, local_mode
 from rows import Row
 
 HERE = Path(__file__).resolve().parent
@@ -40,12 +42,27 @@ def measure() -> Iterator[Row]:
     with local_mode() as local:
         ids = asyncio.run(fill(local.url, values))
         asked = requests_of(ids, values, chosen)
+        asyncio.run(settle(local))
         with sidecar(local) as port:
             for name, (rate, bar_ms) in BARS.items():
                 load = [sys.executable, str(HERE / "load.py"), "127.0.0.1", str(port), str(TURN_S), str(CALLERS)]
                 seen = json.loads(run([*load, str(rate)], json.dumps(asked[name]), LOAD_CORE))
                 peer = f"{rate:g} a second of {MEMORIES:,} memories; p50 {seen['p50_ms']:.2f} ms"
                 yield Row.at_most(f"latency_{name}_p99", seen["p99_ms"], "ms", bar_ms, peer)
+
+
+async def settle(local: LocalMode) -> None:
+    """Every shard has what autovacuum would do within a minute of such a load: without statistics plans are poor."""
+    [config_dir] = (local.data_dir / "tenants").iterdir()
+    config = read_config(config_dir)
+    password = (local.data_dir / "secrets" / "postgres").read_text(encoding="ascii").strip()
+    for shard in config.shard_map.shards:
+        [node] = shard.nodes
+        admin = await asyncpg.connect(
+            host=node.host, port=node.port, user="postgres", password=password, database=config.credentials.role
+        )
+        await admin.execute("VACUUM (ANALYZE) engram.memories")
+        await admin.close()
 
 
 def requests_of(ids: list[str], values: list[Value], chosen: random.Random) -> dict[str, list[str]]:
