@@ -15,7 +15,7 @@ from engram_cli.ports import is_free, ports_from
 from engram_contract.credentials import CacheLogin
 from engram_contract.slots import SLOTS, slot_of
 from engram_operator.manifests.redis import OPERATOR_USER
-from tests.redis_server import PASSWORD, Program, RedisServer, redis_server
+from tests.redis_server import PASSWORD, Program, RedisServer, redis_server, tls_of
 
 NAME: Final = "main"
 NOBODY: Final = "127.0.0.1:1"
@@ -66,8 +66,7 @@ class Watched:
 
     async def ask(self, *command: str | int) -> Any:  # noqa: ANN401  each command has its own answer
         """What the Sentinel answers."""
-        tls = {"ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False} if self.scheme == "rediss" else {}
-        async with Redis(port=self.port, protocol=2, decode_responses=True, **tls) as client:  # type: ignore[arg-type]
+        async with Redis(port=self.port, protocol=2, decode_responses=True, **tls_of(self.scheme)) as client:
             return await client.execute_command("SENTINEL", *command)  # type: ignore[no-untyped-call]
 
     async def primary(self) -> RedisServer:

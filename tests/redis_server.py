@@ -11,12 +11,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis.asyncio import Redis
 
@@ -25,6 +25,8 @@ from engram_contract.credentials import CacheLogin, Credentials
 from engram_contract.names import CREDENTIALS_FILE, cache_part
 from engram_operator.clients.cache import COMMANDS
 from engram_operator.manifests.redis import OPERATOR_USER
+from engram_sidecar.bulletin import Bulletin
+from engram_sidecar.redisdoor import Door
 from tests.harness import Tenant
 
 OLDEST: Final = 7
@@ -190,8 +192,12 @@ class RedisServer:
 
     def client(self, user: str, password: str = PASSWORD) -> Redis:
         """A client of the driver's own, logged in as this user."""
-        tls = {"ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False} if self.scheme == "rediss" else {}
-        return Redis(port=self.port, username=user, password=password, protocol=2, **tls)  # type: ignore[arg-type]
+        return Redis(port=self.port, username=user, password=password, protocol=2, **tls_of(self.scheme))
+
+
+def tls_of(scheme: str) -> dict[str, Any]:
+    """The driver's options for a server of tests, which proves nothing."""
+    return {"ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False} if scheme == "rediss" else {}
 
 
 @contextmanager
@@ -210,6 +216,28 @@ async def share(redis: RedisServer, tenant: Tenant) -> None:
     path = tenant.config_dir / CREDENTIALS_FILE
     credentials = replace(Credentials.from_json(path.read_text()), cache=redis.login(tenant.role))
     path.write_text(credentials.to_json())
+
+
+class Sidecar(Protocol):
+    """What runs a bulletin over a door of its own."""
+
+    bulletin: Bulletin
+    door: Door
+
+
+@asynccontextmanager
+async def running(*sidecars: Sidecar) -> AsyncIterator[None]:
+    """Their bulletins run, and none of them ends before the block does; then their doors are closed."""
+    tasks = [asyncio.create_task(each.bulletin.run()) for each in sidecars]
+    try:
+        yield
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for each in sidecars:
+            await each.door.close()
 
 
 async def eventually(is_so: Any, timeout_s: float = 30.0) -> None:  # noqa: ANN401  any function without arguments

@@ -6,7 +6,6 @@ Promise: whatever bytes come in, `parse_row` gives a memory or BadRow, and never
 Pure.
 """
 
-from datetime import datetime, timedelta
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -15,7 +14,7 @@ import zstandard
 
 from engram_contract.session import Position
 from engram_contract.slots import MemoryId
-from engram_sidecar.records import EPOCH, Memory, unix_us
+from engram_sidecar.records import Memory, from_unix_us, unix_us
 
 PLAIN: Final = b"\x00"
 ZSTD: Final = b"\x01"
@@ -86,8 +85,9 @@ def parse_row(data: bytes) -> tuple[Memory, Position | None]:
             raise BadRow("of another version")
         memory = Memory(
             MemoryId(row.slot, UUID(bytes=row.uuid)), row.namespace, row.key, row.type, row.user, row.agent,
-            row.session, row.content, row.value, row.importance, _time(row.created_us), _time(row.updated_us),
-            None if row.expires_us is None else _time(row.expires_us), row.version, row.sealed,
+            row.session, row.content, row.value, row.importance,
+            from_unix_us(row.created_us), from_unix_us(row.updated_us),
+            None if row.expires_us is None else from_unix_us(row.expires_us), row.version, row.sealed,
         )  # fmt: skip
         return memory, None if row.shown is None else Position(*row.shown)
     except (msgspec.DecodeError, zstandard.ZstdError, ValueError, OverflowError) as error:
@@ -100,7 +100,3 @@ def _unpacked(data: bytes) -> bytes:
     if data[:1] != ZSTD or not 0 < zstandard.frame_content_size(data[1:]) <= MAX_BYTES:
         raise BadRow("of no form")
     return zstandard.ZstdDecompressor().decompress(data[1:])
-
-
-def _time(micros: int) -> datetime:
-    return EPOCH + timedelta(microseconds=micros)

@@ -121,7 +121,7 @@ def judge_breakers(breakers: Iterable[Shown], now_s: float, monotonic_s: float) 
                 "operation": each.kind,
                 "state": view.state,
                 "failures": view.failures,
-                "last_failure": None if failed_s is None else _time(failed_s),
+                "last_failure": None if failed_s is None else shown_time(failed_s),
             }
         )
     return Check(status, {"breakers": shown})
@@ -205,11 +205,12 @@ def health_document(report: Report, now_s: float) -> dict[str, object]:
     checks = {name: {"status": check.status, **check.details} for name, check in report.checks.items()}
     return {
         "status": report.status,
-        "time": _time(report.at_s),
+        "time": shown_time(report.at_s),
         "age_ms": round(1000 * max(now_s - report.at_s, 0.0)),
         "checks": checks,
     }
 
 
-def _time(unix_s: float) -> str | None:
+def shown_time(unix_s: float) -> str | None:
+    """Unix time as answers have it."""
     return timestamp(datetime.fromtimestamp(unix_s, UTC))

@@ -20,32 +20,14 @@ from engram_sidecar.openapi_types import (
 def report_schemas(completeness: dict[str, Schema]) -> dict[str, Schema]:
     """What is said of the tenant and the sidecar as a whole, by name."""
     count = COUNT
-    share = {
-        "type": "object",
-        "properties": {"used": count, "limit": count, "remaining": count, "percent": {"type": "number", "minimum": 0}},
-        "required": ["used", "limit", "remaining", "percent"],
-    }
-    of_type = {
-        "type": "object",
-        "properties": {"type": {"type": "string"}, "memories": count, "bytes": count},
-        "required": ["type", "memories", "bytes"],
-    }
+    share = record({"used": count, "limit": count, "remaining": count, "percent": NUMBER})
+    of_type = record({"type": TEXT, "memories": count, "bytes": count})
     key_version = {"type": "integer", "minimum": 0, "description": "0 is under no key."}
-    under = {
-        "type": "object",
-        "properties": {"key_version": key_version, "memories": count},
-        "required": ["key_version", "memories"],
-    }
-    encryption = {
-        "type": "object",
-        "description": "Under which key memories are stored now, and how many still lie under another one.",
-        "properties": {
-            "enabled": {"type": "boolean"},
-            "key_version": key_version,
-            "stale": {"type": "array", "items": under},
-        },
-        "required": ["enabled", "key_version", "stale"],
-    }
+    under = record({"key_version": key_version, "memories": count})
+    encryption = record(
+        {"enabled": YES_OR_NO, "key_version": key_version, "stale": list_of(under)},
+        "Under which key memories are stored now, and how many still lie under another one.",
+    )
     return {
         "Health": _health(),
         "Cache": _cache(),
@@ -60,27 +42,17 @@ def report_schemas(completeness: dict[str, Schema]) -> dict[str, Schema]:
             }
         ),
         "Metrics": _metrics(completeness),
-        "Usage": {
-            "type": "object",
-            "description": "Expired memories count until they are swept.",
-            "properties": {
+        "Usage": record(
+            {
                 "memories": share,
                 "bytes": share,
-                "types": {"type": "array", "items": of_type},
+                "types": list_of(of_type),
                 "encryption": encryption,
                 **completeness,
             },
-            "required": ["memories", "bytes", "types", "encryption", "complete", "failed_shards"],
-        },
-        "Audit": {
-            "type": "object",
-            "properties": {
-                "entries": {"type": "array", "items": _entry()},
-                "next": nullable({"type": "string"}),
-                **completeness,
-            },
-            "required": ["entries", "next", "complete", "failed_shards"],
-        },
+            "Expired memories count until they are swept.",
+        ),
+        "Audit": record({"entries": list_of(_entry()), "next": nullable(TEXT), **completeness}),
     }
 
 
@@ -155,18 +127,11 @@ def _metrics(completeness: dict[str, Schema]) -> Schema:
 
 def _health() -> Schema:
     status = {"enum": ["healthy", "degraded", "unhealthy"]}
-    check = {"type": "object", "properties": {"status": status}, "required": ["status"]}
-    return {
-        "type": "object",
-        "description": "The worst check counts. `age_ms`: how long ago it was tried.",
-        "properties": {
-            "status": status,
-            "time": {"type": "string", "format": "date-time"},
-            "age_ms": {"type": "integer", "minimum": 0},
-            "checks": {"type": "object", "properties": dict.fromkeys(CHECKS, check), "required": list(CHECKS)},
-        },
-        "required": ["status", "time", "age_ms", "checks"],
-    }
+    checks = record(dict.fromkeys(CHECKS, record({"status": status})))
+    return record(
+        {"status": status, "time": TIME, "age_ms": COUNT, "checks": checks},
+        "The worst check counts. `age_ms`: how long ago it was tried.",
+    )
 
 
 def _entry() -> Schema:

@@ -19,6 +19,11 @@ def unix_us(moment: datetime) -> int:
     return (moment - EPOCH) // _US
 
 
+def from_unix_us(micros: int) -> datetime:
+    """The time that `unix_us` told. Raises OverflowError for one that no calendar has."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
 @dataclass(frozen=True, slots=True)
 class ETag:
     """Which state of a memory: its version, and its creation in microseconds since 1970.
@@ -36,7 +41,7 @@ class ETag:
     @property
     def created(self) -> datetime:
         """The creation as a time."""
-        return EPOCH + timedelta(microseconds=self.created_us)
+        return from_unix_us(self.created_us)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from engram_contract.kinds import MAX_INT64
 from engram_contract.policy import Quota
 from engram_sidecar import jsontext
 from engram_sidecar.errors import BadRequest
-from engram_sidecar.records import EPOCH, ShardFailure, unix_us
+from engram_sidecar.records import ShardFailure, from_unix_us, unix_us
 from engram_sidecar.wire import timestamp
 
 MAX_NAMESPACES: Final = 100  # in a snapshot of the metrics
@@ -65,7 +65,7 @@ class Mark:
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode()
             micros, number, shard = raw.split(".")
-            return cls(EPOCH + timedelta(microseconds=int(micros)), min(int(number), MAX_INT64 - 1), shard)
+            return cls(from_unix_us(int(micros)), min(int(number), MAX_INT64 - 1), shard)
         except (ValueError, OverflowError) as error:
             raise BadRequest("before: take it from `next` of the page before, unchanged") from error
 

@@ -97,7 +97,8 @@ class Shortcut:
         if len(self._hosts) >= MAX_HOSTS:
             self._hosts.clear()
         self._hosts.add(request.headers["Host"])
-        self._learn_head(request, target)
+        if (said := _said(request)) is not None:
+            self._learn_head(request, target, said)
 
     def answer(self, request: web.BaseRequest) -> web.Response | None:
         """The response, None if this request goes the long way."""
@@ -109,7 +110,7 @@ class Shortcut:
         shown = self._shown(target, said, began_s)
         if shown is None:
             return None
-        self._learn_head(request, target)
+        self._learn_head(request, target, said)
         body, headers = shown
         return web.Response(body=body, headers=headers)
 
@@ -126,11 +127,11 @@ class Shortcut:
         date = _date(int(time.time()))
         return f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {len(body)}\r\nDate: {date}\r\n\r\n".encode() + body
 
-    def _learn_head(self, request: web.BaseRequest, target: Target) -> None:
-        head, said = head_of(request), _said(request)
-        is_plain = request.version == HttpVersion11 and request.keep_alive and said is not None
+    def _learn_head(self, request: web.BaseRequest, target: Target, said: str) -> None:
+        head = head_of(request)
+        is_plain = request.version == HttpVersion11 and request.keep_alive
         if is_plain and head is not None and len(head) <= MAX_HEAD_BYTES:
-            _keep(self._heads, head, (target, said or ""), MAX_HEADS)
+            _keep(self._heads, head, (target, said), MAX_HEADS)
 
     def _forget(self) -> None:
         self._targets.clear()

@@ -7,16 +7,14 @@ Promises
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from engram_sidecar.checkup import Parts
 from engram_sidecar.clearing import Clearing
-from engram_sidecar.health import Used, judge_breakers, judge_resources
+from engram_sidecar.health import Used, judge_breakers, judge_resources, shown_time
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.pipeline import World
 from engram_sidecar.recent import Pace, Spread
 from engram_sidecar.sizes import Sizes, Stored
-from engram_sidecar.wire import timestamp
 
 
 class Snapshots:
@@ -36,7 +34,7 @@ class Snapshots:
         counts = self._metrics.operations()
         breakers = judge_breakers(self._parts.breakers(), now_s, self._world.monotonic_s())
         return {
-            "time": _time(now_s),
+            "time": shown_time(now_s),
             "uptime_s": round(self._metrics.value("engram_uptime_seconds"), 3),
             "totals": _counted(*(sum(each.get(name, 0) for each in counts.values()) for name in ("success", "error"))),
             "operations": operations_document(counts, self._parts.recent.spreads()),
@@ -82,7 +80,7 @@ def stored_document(stored: Stored) -> dict[str, object]:
     """What the tenant stores, as it was looked at last."""
     growth = stored.growth
     return {
-        "time": _time(stored.at_s),
+        "time": shown_time(stored.at_s),
         "memories": sum(stored.memories.values()),
         "bytes": stored.size_bytes,
         "types": [{"type": name, "memories": count} for name, count in stored.memories.items()],
@@ -94,7 +92,3 @@ def stored_document(stored: Stored) -> dict[str, object]:
             "over_s": round(growth.over_s, 3),
         },
     }
-
-
-def _time(unix_s: float) -> str | None:
-    return timestamp(datetime.fromtimestamp(unix_s, UTC))

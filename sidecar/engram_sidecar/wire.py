@@ -6,7 +6,7 @@ Every wrong member of a memory is named at once, by its JSON pointer; of a searc
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 from uuid import UUID
@@ -16,10 +16,10 @@ import msgspec
 from engram_contract.policy import Limits
 from engram_contract.shardmap import ShardMap
 from engram_contract.slots import BadMemoryId, MemoryId
-from engram_sidecar import jsontext
+from engram_sidecar import jsontext, records
 from engram_sidecar.errors import BadRequest, Flaw, Unprocessable, pointer
 from engram_sidecar.filters import parse_filter
-from engram_sidecar.records import EPOCH, Cursor, Draft, Found, Hit, Memory, Replay, Selection, ShardReport, unix_us
+from engram_sidecar.records import Cursor, Draft, Found, Hit, Memory, Replay, Selection, ShardReport
 
 MAX_TTL_S: Final = 3_155_760_000.0  # 100 years: beyond it the date of expiry would leave every client's calendar
 MAX_FLAWS: Final = 20  # enough to mend a body; a hostile one has a hundred thousand
@@ -272,14 +272,14 @@ def timestamp(moment: datetime | None) -> str | None:
 
 def write_cursor(cursor: Cursor) -> str:
     """The cursor as opaque text."""
-    return base64.urlsafe_b64encode(f"{unix_us(cursor.created)}.{cursor.id}".encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(f"{records.unix_us(cursor.created)}.{cursor.id}".encode()).decode().rstrip("=")
 
 
 def parse_cursor(text: str) -> Cursor:
     """The cursor that write_cursor wrote. Raises BadRequest."""
     try:
         micros, _, uuid = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode().partition(".")
-        return Cursor(EPOCH + timedelta(microseconds=int(micros)), str(UUID(uuid)))
+        return Cursor(records.from_unix_us(int(micros)), str(UUID(uuid)))
     except (ValueError, OverflowError) as error:
         reason = "cursor: take it from `next` of the page before, unchanged"
         raise BadRequest(reason) from error

@@ -22,7 +22,7 @@ from engram_sidecar.notice import Notice, write_notice
 from engram_sidecar.outbox import MAX_IDS
 from engram_sidecar.redisdoor import LIMITS, Door
 from engram_sidecar.tally import FIRST_COUNT, GENERATION, generation_of
-from tests.redis_server import Program, RedisServer, eventually, redis_server
+from tests.redis_server import Program, RedisServer, eventually, redis_server, running
 
 ROLE = "t_bulletin"
 PART = cache_part(ROLE)
@@ -71,16 +71,8 @@ async def listening(*logins: CacheLogin | None) -> AsyncIterator[tuple[Listener,
     listeners = tuple(Listener() for _ in logins)
     for each, login in zip(listeners, logins, strict=True):
         each.bulletin.adopt(login)
-    tasks = [asyncio.create_task(each.bulletin.run()) for each in listeners]
-    try:
+    async with running(*listeners):
         yield listeners
-        assert not any(task.done() for task in tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for each in listeners:
-            await each.door.close()
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from engram_sidecar.remote import FILL_S, MAX_VALUE_BYTES, Remote, Ticket
 from engram_sidecar.sealing import Sealer
 from engram_sidecar.tally import GENERATION, generation_of
 from tests.harness import KEYRING
-from tests.redis_server import RedisServer, eventually
+from tests.redis_server import RedisServer, eventually, running
 
 ROLE = "t_remote"
 PART = cache_part(ROLE)
@@ -79,17 +79,9 @@ async def caching(redis: RedisServer, *, encrypts: bool = False) -> AsyncIterato
     both = Caching(encrypts), Caching(encrypts)
     for each in both:
         each.bulletin.adopt(redis.login(ROLE))
-    tasks = [asyncio.create_task(each.bulletin.run()) for each in both]
-    try:
+    async with running(*both):
         await eventually(lambda: both[0].bulletin.writes == both[1].bulletin.writes is not None)
         yield both
-        assert not any(task.done() for task in tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for each in both:
-            await each.door.close()
 
 
 def memory(number: int, content: str = PHRASE, expires: datetime | None = None) -> Memory:
