@@ -88,7 +88,7 @@ async def spent(folder: Path, size: int, *, encrypts: bool) -> tuple[Clock, Cloc
     world = World(time.time, time.monotonic, os.urandom)
     gate = Gate(store, Resilience)
     guard = Guard(gate, Resilience, lambda _: None, lambda _: None)
-    pipeline = Pipeline(guard, InForce(config), vault, no_recall(config), Limits(), world)
+    pipeline = Pipeline(guard, InForce(config), vault, no_recall(config, guard), Limits(), world)
     value = json.dumps({"customer": "acme", "amount": 17.5, "open": True, "tags": ["invoice", "q3"]})
     draft = Draft((SENTENCE * (size // len(SENTENCE) + 1))[: size - len(value)], value, user="ada")
     slot = (await pipeline.ids_for(None)).new_id(draft).slot

@@ -159,11 +159,13 @@ def requests_of(ids: Sequence[str], values: Sequence[Value]) -> dict[str, list[s
 
 def request(method: str, target: str, body: object = None, consistency: str = "session") -> str:
     """The text of a request, of ASCII only."""
-    payload = "" if body is None else json.dumps(body)
-    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n"
     if consistency != "session":
         head += f"Engram-Consistency: {consistency}\r\n"
-    return f"{head}Content-Length: {len(payload)}\r\n\r\n{payload}"
+    if body is None:
+        return f"{head}\r\n"
+    payload = json.dumps(body)
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n{payload}"
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def recording(config: Config) -> tuple[Pipeline, RecordingStore]:
     vault = Vault(lambda: config, secrets.token_bytes, lambda *_: None)
     gate = Gate(store, Resilience)
     guard = Guard(gate, Resilience, lambda _: None, lambda _: None)
-    return Pipeline(guard, InForce(config), vault, no_recall(config), Limits(), world), store
+    return Pipeline(guard, InForce(config), vault, no_recall(config, guard), Limits(), world), store
 
 
 @dataclass(frozen=True, slots=True)

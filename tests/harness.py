@@ -40,6 +40,7 @@ from engram_contract.names import (
 )
 from engram_contract.policy import LOCAL_QUOTAS, Limits, Policy
 from engram_contract.shardmap import Node, Shard, ShardMap, Strategy, first_map
+from engram_contract.slots import MemoryId
 from engram_contract.spec import TenantSpec
 from engram_operator.clients import postgres
 from engram_operator.clients.connection import Admin
@@ -48,10 +49,12 @@ from engram_sidecar.app import Sidecar, serving
 from engram_sidecar.caches import Caches
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.consistency import Floors
-from engram_sidecar.envelope import Drawer
+from engram_sidecar.errors import SidecarError
+from engram_sidecar.fetching import Fetched, Fetcher
 from engram_sidecar.recall import Recall
 from engram_sidecar.sealing import Sealer, Vault
 from engram_sidecar.settings import Settings
+from engram_sidecar.store import Asks
 from engram_sidecar.writes import Rules
 
 PASSWORD: Final = "of-one-test-run"  # noqa: S105  servers that live for one run on loopback
@@ -68,10 +71,16 @@ REQUEST_TIMEOUT_S: Final = 60  # a hang is a failure, with the traceback of what
 NO_CACHE: Final = Caching(local_entries=0)  # for those who look at what reaches the nodes
 
 
-def no_recall(config: Config) -> Recall:
+async def no_shard(_ids: Sequence[MemoryId]) -> list[Fetched | SidecarError]:
+    """For caches of which nothing is read."""
+    raise AssertionError
+
+
+def no_recall(config: Config, store: Asks) -> Recall:
     """A first cache level that keeps nothing: for those who count what reaches the shard."""
-    vault = Vault(lambda: config, os.urandom, lambda *_: None)
-    return Caches.create(InForce(config), vault, Floors(), Drawer(bytes(32))).recall
+    vault, in_force = Vault(lambda: config, os.urandom, lambda *_: None), InForce(config)
+    fetcher = Fetcher(store, in_force, REQUEST_TIMEOUT_S)
+    return Caches.create(in_force, vault, Floors(), fetcher.fetch, lambda: None).recall
 
 
 @contextlib.contextmanager

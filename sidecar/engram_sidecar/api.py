@@ -24,6 +24,7 @@ from engram_sidecar.batches import operation_count, outcome_document, parse_batc
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, PreconditionFailed, SidecarError, Unprocessable
 from engram_sidecar.etags import parse_tags
+from engram_sidecar.express import GONE
 from engram_sidecar.idempotency import Once, Write
 from engram_sidecar.intake import (
     Answered,
@@ -63,7 +64,6 @@ log = logging.getLogger(__name__)
 _SERVER_ERROR: Final = 500
 _RATE_LIMITED: Final = 429
 _QUOTA_EXCEEDED: Final = 507  # the tenant's state and no failure of ours
-_GONE: Final = 499  # the caller left before the answer, as others note it too
 
 _BY_ID: Final = ("/v1/memories/", "/v1/cache/")  # the rest of the path is a memory's id
 
@@ -151,8 +151,8 @@ class Api:
         except SidecarError as error:
             response = problem_response(to_problem(error))
         except (ConnectionError, asyncio.CancelledError):
-            self._trail.record(operation, _GONE, call.subject)
-            exchange.end(call.route, _GONE, {}, self._intake.now_s() - call.started_s)
+            self._trail.record(operation, GONE, call.subject)
+            exchange.end(call.route, GONE, {}, self._intake.now_s() - call.started_s)
             raise  # the caller is gone
         except Exception as error:
             log.exception("request failed", extra={"operation": operation})

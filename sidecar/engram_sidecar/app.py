@@ -17,7 +17,6 @@ from typing import Final
 
 from aiohttp import web
 
-from engram_contract.credentials import KEY_BYTES
 from engram_contract.policy import Limits
 from engram_contract.session import HOME_BYTES
 from engram_contract.slots import MemoryId
@@ -29,9 +28,10 @@ from engram_sidecar.checkup import Checkup, Parts
 from engram_sidecar.clearing import Clearing
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.consistency import Floors
-from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import SealBroken
-from engram_sidecar.gate import Gate
+from engram_sidecar.express import Express, Seen
+from engram_sidecar.fetching import Fetcher
+from engram_sidecar.gate import Gate, Kind
 from engram_sidecar.guard import Guard
 from engram_sidecar.intake import Intake
 from engram_sidecar.lag import watch_lag
@@ -50,7 +50,7 @@ from engram_sidecar.responses import health_response
 from engram_sidecar.routing import members, primary
 from engram_sidecar.sealing import Refusal, Vault
 from engram_sidecar.settings import Settings
-from engram_sidecar.shortcut import Seen, Shortcut
+from engram_sidecar.shortcut import Shortcut
 from engram_sidecar.sizes import Sizes
 from engram_sidecar.snapshot import Snapshots
 from engram_sidecar.store import Store
@@ -88,21 +88,19 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     trail = Trail(in_force, store, settings, metrics, time.time)
     vault = Vault(lambda: in_force.config, os.urandom, partial(_note_refusal, metrics, trail))
     replicas = Replicas(guard, lookout, store.renew, metrics.count_read, metrics.count_hedge)
-    caches = _caches(in_force, vault, floors, metrics)
+    caches = _caches(in_force, vault, floors, Fetcher(replicas, in_force, settings.request_timeout_s), metrics)
     pipeline = Pipeline(replicas, in_force, vault, caches.recall, limits, world)
     ledger = Ledger(guard, in_force, vault, settings.request_timeout_s)
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read, caches.state)
-    tracer = Tracer(settings.tracing, settings.pod)
     checkup, limiter = Checkup(store, in_force, vault, parts, world), _limiter(in_force, caches, metrics)
-    shortcut = Shortcut(
-        caches.recall, floors, limiter, in_force, Seen(metrics, trail, is_traced=settings.tracing is not None)
-    )
+    seen = Seen(metrics, trail, is_traced=settings.tracing is not None)
+    shortcut = Shortcut(caches.recall, Express(caches.recall, floors, limiter, in_force, seen), limiter, in_force, seen)
     sizes, clearing = Sizes(ledger, metrics, world.now_s, world.monotonic_s), Clearing(caches, in_force, time.time)
     desks = Desks(ledger, checkup, clearing, Snapshots(metrics, sizes, clearing, parts, world))
+    tracer, admin = Tracer(settings.tracing, settings.pod), Admin(metrics, in_force, checkup)
     doors, watches = Doors(shortcut, caches.searches, limiter), Watch(metrics, trail, tracer)
     api = Api(pipeline, intake, doors, in_force, watches, Overview(intake, in_force, desks))
-    admin = Admin(metrics, in_force, checkup)
     runners: list[web.ServerRunner] = []
     loops = (
         partial(watch, settings.config_dir, in_force),
@@ -136,12 +134,13 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
         await tracer.close()
 
 
-def _caches(in_force: InForce, vault: Vault, floors: Floors, metrics: metrics_room.Metrics) -> Caches:
+def _caches(in_force: InForce, vault: Vault, floors: Floors, fetcher: Fetcher, metrics: metrics_room.Metrics) -> Caches:
     """Both cache levels, seen by the metrics. What was read under another map, policy or keyring is not kept."""
-    caches = Caches.create(in_force, vault, floors, Drawer(os.urandom(KEY_BYTES)))
+    caches = Caches.create(in_force, vault, floors, fetcher.fetch, partial(metrics.count_shed, Kind.RETRIEVE))
     in_force.subscribe(caches.adopt)
     caches.adopt(in_force.config)
     metrics.watch_caches(caches.state)
+    metrics.watch_loads(caches.recall.waiting)
     return caches
 
 

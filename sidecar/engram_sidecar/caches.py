@@ -4,15 +4,19 @@ recall.py (L1: here) --miss--> remote.py (L2: the tenant's part of Redis) --miss
 ^---drop, flush--- bulletin.py <---what other sidecars wrote--- Redis
 """
 
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from engram_contract.credentials import KEY_BYTES
 from engram_sidecar.breaker import State
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.cachestate import CacheState
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.consistency import Floors
 from engram_sidecar.envelope import Drawer
+from engram_sidecar.fetching import Fetch
 from engram_sidecar.recall import Recall, Rules
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.remote import Remote
@@ -31,8 +35,13 @@ class Caches:
     searches: Searches
 
     @classmethod
-    def create(cls, in_force: InForce, vault: Vault, floors: Floors, drawer: Drawer) -> "Caches":
-        """Those of the configuration in force, which they take from the first loop on."""
+    def create(
+        cls, in_force: InForce, vault: Vault, floors: Floors, fetch: Fetch, on_shed: Callable[[], None]
+    ) -> "Caches":
+        """Those of the configuration in force, which they take from the first loop on. `fetch` asks the shards.
+
+        `on_shed` is told of each read that found too many waiting.
+        """
         door = Door()
         bulletin = Bulletin(
             door,
@@ -52,8 +61,9 @@ class Caches:
             lambda memory: vault.sealer.open(memory),  # noqa: PLW0108  another one with each keyring
             lambda memory: vault.sealer.open_quietly(memory),  # noqa: PLW0108  as above
             time.time,
+            on_shed,
         )
-        recall = Recall(floors, rules, drawer, bulletin, remote)
+        recall = Recall(floors, rules, Drawer(os.urandom(KEY_BYTES)), bulletin, remote, fetch)
         return cls(door, bulletin, remote, recall, Searches(recall, bulletin, remote, vault, time.time))
 
     def adopt(self, config: Config) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
@@ -96,8 +97,8 @@ class Floors:
 class Session:
     """The session of one request."""
 
-    def __init__(self, floors: Floors) -> None:
-        self.level = Level.SESSION
+    def __init__(self, floors: Floors, level: Level = Level.SESSION) -> None:
+        self.level = level
         self._floors = floors
         self._token = Token()
         self._answered: dict[str, Position] = {}
@@ -124,9 +125,14 @@ class Session:
             self._since_ms = self._token.since_ms if is_ours else ceil(now_s * 1000)
 
     @property
+    def is_of_here(self) -> bool:
+        """True if the session was never elsewhere: it needs to see no more than any other one of its level here."""
+        return not self._since_ms and self.epoch == self._floors.epoch
+
+    @property
     def is_plain(self) -> bool:
         """True if the session was never elsewhere and asks for no other level: it sees what everybody here does."""
-        return not self._since_ms and self.level is Level.SESSION and self.epoch == self._floors.epoch
+        return self.level is Level.SESSION and self.is_of_here
 
     def may_take(self, shard: str, source: Source) -> bool:
         """True if what was read so shows all that this session has to see, but for what was written here since."""
@@ -200,7 +206,7 @@ class Session:
         marks = {mark_of(shard) for shard in self._floors.shards()}
         positions = {mark: each for mark, each in self._token.positions.items() if mark in marks}
         positions |= {mark_of(shard): each for shard, each in self._answered.items()}
-        return age | {SESSION_HEADER: str(Token(self.epoch, positions, self._floors.mark, self._since_ms))}
+        return age | {SESSION_HEADER: _text_of(self.epoch, (*positions.items(),), self._floors.mark, self._since_ms)}
 
 
 class _Joined(Session):
@@ -224,6 +230,11 @@ class _Joined(Session):
             session.reached(shard, position, ticket)
 
 
+@lru_cache(1_024)
+def _text_of(epoch: int, positions: tuple[tuple[bytes, Position], ...], home: bytes, since_ms: int) -> str:
+    return str(Token(epoch, dict(positions), home, since_ms))
+
+
 _NOBODY: Final = Session(Floors())
 _CURRENT: ContextVar[Session] = ContextVar("session", default=_NOBODY)
 
@@ -233,6 +244,11 @@ def begin_session(floors: Floors) -> Session:
     session = Session(floors)
     _CURRENT.set(session)
     return session
+
+
+def take_up(session: Session) -> None:
+    """What this task does from now on is of this session."""
+    _CURRENT.set(session)
 
 
 def join_sessions(sessions: Sequence[Session]) -> None:

@@ -6,8 +6,8 @@ Promises
 1. An open breaker, or one whose probe is out, answers at once (BreakerOpen), with the time after which to try again.
 2. Only failures of a node count against it: no answer, a lost connection, an unknown outcome. A refusal is an answer.
 3. No question goes on beyond its request's deadline, whatever the driver waits for.
-4. Gets and puts of single memories go to the node together with those of other requests (gathering.py); each has its
-own answer, its own error and its own deadline.
+4. Puts of single memories go to the node together with those of other requests (gathering.py); each has its own answer,
+its own error and its own deadline. (Gets go together before they come here: loading.py.)
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil, inf
-from typing import Final, cast
+from typing import Final
 
 from engram_contract.resilience import Resilience
 from engram_sidecar.breaker import Breaker, Limits, Outcome, State, View
@@ -36,16 +36,14 @@ from engram_sidecar.errors import (
     SlotMoved,
 )
 from engram_sidecar.failover import is_away
-from engram_sidecar.gathering import Gatherer
+from engram_sidecar.gathering import GATHERED, Gatherer
 from engram_sidecar.patience import Patience
 from engram_sidecar.store import CONNECTIONS_PER_NODE, Asks, Place, Row, Transaction
 from engram_sidecar.timing import recorder, shared
 from engram_sidecar.together import (
-    GET,
     PUT,
     PUTS,
     Asked,
-    gets_arguments,
     puts_arguments,
     puts_rows,
     puts_together,
@@ -55,7 +53,6 @@ JITTER_RATIO: Final = 0.5
 GRACE_S: Final = 0.25  # a driver that gives a connection back may wait for a node that is silent
 WATCH_S: Final = 0.5
 TELLING_S: Final = 1.0  # who waited shorter than this has not seen that a node does not answer
-GATHERED: Final = 32  # memories in a statement at most: more would not be cheaper, and a lost answer costs them all
 # What a shard says of a whole statement for the sake of one of its rows.
 _OF_ONE: Final = (SlotMoved, QuotaExceeded, NodeRefused)
 
@@ -92,7 +89,6 @@ class Gate:
         )
         self._bulkheads: dict[Place, Bulkhead] = {}
         self._watches: dict[Place, asyncio.Task[None]] = {}
-        self._gets = Gatherer(self._get_together, GATHERED)
         self._puts = Gatherer(self._put_together, GATHERED)
 
     async def close(self) -> None:
@@ -117,15 +113,13 @@ class Gate:
     def waiting_requests(self) -> dict[tuple[str, str], int]:
         """(shard, node) -> how many requests wait for its connections."""
         return {
-            (place.shard, place.node.name): each.waiting + self._gets.waiting(place) + self._puts.waiting(place)
+            (place.shard, place.node.name): each.waiting + self._puts.waiting(place)
             for place, each in self._bulkheads.items()
         }
 
     async def read(self, patience: Patience, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query."""
         kind = kind_of(query)
-        if query == GET and len(cast("Sequence[object]", args[0])) == 1:
-            return await self._together(self._gets, place, _asked(args, patience, timeout_s))
         async with self._admitted(place, kind, patience, timeout_s) as left_s:
             return await self._store.read(place, query, *args, timeout_s=left_s)
 
@@ -134,7 +128,7 @@ class Gate:
     ) -> list[Row]:
         """The rows of a named query that changes something; `is_awaited`: the request waits for a primary."""
         if query == PUT:
-            return await self._together(self._puts, place, _asked(args, patience, timeout_s, is_awaited=is_awaited))
+            return await self._together(place, _asked(args, patience, timeout_s, is_awaited=is_awaited))
         async with self._admitted(place, Kind.STORE, patience, timeout_s, is_awaited=is_awaited) as left_s:
             return await self._store.write(place, query, *args, timeout_s=left_s)
 
@@ -149,22 +143,16 @@ class Gate:
         ):
             yield transaction
 
-    async def _together(self, gatherer: Gatherer[Place, Asked, list[Row]], place: Place, asked: Asked) -> list[Row]:
-        """The rows of one request's get or put, which the node is asked for together with others."""
-        if gatherer.waiting(place) >= self._resilience().waiting_requests:
+    async def _together(self, place: Place, asked: Asked) -> list[Row]:
+        """The rows of one request's put, which the node is asked for together with others."""
+        if self._puts.waiting(place) >= self._resilience().waiting_requests:
             raise Shed(place.shard, "too many requests wait for the node")
         try:
             async with asyncio.timeout_at(asked.by_s + GRACE_S):
-                return await gatherer.answer(place, asked)
+                return await self._puts.answer(place, asked)
         except TimeoutError as error:
-            # A put that was not sent is no more than late: is_out is a put's alone.
+            # One that was not sent is no more than late.
             raise _late(place, Kind.STORE if asked.is_out else Kind.RETRIEVE) from error
-
-    async def _get_together(self, place: Place, asked: Sequence[Asked]) -> list[list[Row]]:
-        with shared([each.recorder for each in asked]):
-            async with self._admitted(place, Kind.RETRIEVE, _patience_of(asked), inf) as left_s:
-                rows = await self._store.read(place, GET, *gets_arguments(asked), timeout_s=left_s)
-        return [[row] for row in rows]
 
     async def _put_together(self, place: Place, asked: Sequence[Asked]) -> list[list[Row] | Exception]:
         first, others = puts_together(asked)

@@ -1,8 +1,9 @@
 """Questions of the same while become one: what concurrent requests ask of a node goes in one statement.
 
 A driver and a server do the same work for a statement whether it asks for one memory or for fifty, and a commit waits
-for the same disk. So while AT_ONCE questions are out to a node, what else is asked of it waits, and goes together when
-one has come back; a request that is alone goes at once. (GraphQL's DataLoader, LangGraph's store gather so.)
+for the same disk. So while a question is out to a node, what else is asked of it waits, and goes together when it has
+come back, or when it takes longer than LATE_S; a request that is alone goes at once. (GraphQL's DataLoader, LangGraph's
+store gather so.)
 
 Promises
 1. Each item gets its own answer or its own error; one that nobody waits for any more is not asked.
@@ -12,11 +13,13 @@ Promises
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-AT_ONCE: Final = 2  # one question is answered by the node while the next one is made
+GATHERED: Final = 32  # memories in a statement at most: more would not be cheaper, and a lost answer costs them all
+AT_ONCE: Final = 2  # questions that are out to a node at most
+LATE_S: Final = 0.02  # a node that answers has done so, mostly; what waits shall not hang on one question
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -32,6 +35,7 @@ class _Line(Generic[Item, Answer]):
     waiting: deque[tuple[Item, "asyncio.Future[Answer]"]] = field(default_factory=deque)
     out: int = 0
     is_called: bool = False
+    late: asyncio.TimerHandle | None = None  # when another question goes, though one is out
 
 
 class Gatherer(Generic[Key, Item, Answer]):
@@ -47,20 +51,39 @@ class Gatherer(Generic[Key, Item, Answer]):
         """How many items wait to be asked."""
         return len(self._lines[key].waiting) if key in self._lines else 0
 
+    def lengths(self) -> Iterator[tuple[Key, int]]:
+        """How many items wait of each key that is asked."""
+        return ((key, len(line.waiting)) for key, line in self._lines.items())
+
     async def answer(self, key: Key, item: Item) -> Answer:
         """The answer to one item. Raises what its answer is, if it is an exception."""
+        return await self.ask_for(key, item)
+
+    def ask_for(self, key: Key, item: Item) -> "asyncio.Future[Answer]":
+        """Where the answer to one item will be; who cancels it does not wait any more."""
         loop = asyncio.get_running_loop()
         line = self._lines.setdefault(key, _Line())
         future: asyncio.Future[Answer] = loop.create_future()
         line.waiting.append((item, future))
-        if line.out < AT_ONCE and not line.is_called:
+        if not line.out and not line.is_called:
             line.is_called = True
             loop.call_soon(self._send, key, line)  # what else is asked in this turn of the loop comes along
-        return await future
+        elif line.late is None and line.out < AT_ONCE:
+            line.late = loop.call_later(LATE_S, self._send, key, line)
+        return future
+
+    async def close(self) -> None:
+        """Ends the questions that are out."""
+        for question in self._questions:
+            question.cancel()
+        await asyncio.gather(*self._questions, return_exceptions=True)
 
     def _send(self, key: Key, line: _Line[Item, Answer]) -> None:
         """Asks for what waits, if a question may go out."""
         line.is_called = False
+        if line.late is not None:
+            line.late.cancel()
+            line.late = None
         group: list[tuple[Item, asyncio.Future[Answer]]] = []
         while line.waiting and len(group) < self._most:
             item, future = line.waiting.popleft()
@@ -71,7 +94,7 @@ class Gatherer(Generic[Key, Item, Answer]):
             question = asyncio.create_task(self._question(key, line, group))
             self._questions.add(question)
             question.add_done_callback(self._questions.discard)
-        if line.waiting and line.out < AT_ONCE:
+        if line.waiting and line.out < AT_ONCE:  # there were more than go in one
             self._send(key, line)
         elif not line.out and self._lines.get(key) is line:
             del self._lines[key]
@@ -93,4 +116,6 @@ class Gatherer(Generic[Key, Item, Answer]):
             else:
                 future.set_result(answer)
         line.out -= 1
-        self._send(key, line)
+        if not line.is_called:
+            line.is_called = True
+            asyncio.get_running_loop().call_soon(self._send, key, line)  # with what has come by then

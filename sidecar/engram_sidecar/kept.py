@@ -1,10 +1,10 @@
-"""Answers to reads by id as they are kept, shown and counted. Values only."""
+"""Answers to reads by id as they are kept, shown and counted."""
 
 from dataclasses import dataclass
 from math import inf
 
 from engram_contract.slots import MemoryId
-from engram_sidecar.consistency import Source
+from engram_sidecar.consistency import Level, Session, Source
 
 
 def key_of(memory_id: MemoryId) -> bytes:
@@ -64,6 +64,17 @@ def order(tag: str, other: str) -> int | None:
     if created != other_created:  # it was made anew, by a server whose clock may be behind
         return None
     return 1 if version > other_version else -1
+
+
+def shown(recalled: Recalled, session: Session) -> Recalled:
+    """What came of a load is shown to the session."""
+    source = recalled.source
+    session.met(source, recalled.shard)
+    if source.look is not None or (source.shown is not None and not source.is_shared):
+        session.is_as_old_as(source.behind_s)
+    if source.shown is not None and session.level is not Level.EVENTUAL:
+        session.reached(recalled.shard, source.shown)
+    return recalled
 
 
 def ttl(left_s: float) -> str:

@@ -13,7 +13,9 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, cast
 
 from aiohttp import web
@@ -30,21 +32,32 @@ MAX_HEAD_BYTES: Final = 16_384
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
+
+class Later(Enum):
+    """Said instead of an answer: it comes later."""
+
+    LATER = "later"
+
+
+# What is sent as an answer that comes later; False if its caller is gone.
+Reply = Callable[[bytes], bool]
+AtOnce = Callable[[bytes, Reply], bytes | Later | None]
+
 # The server would log each malformed request with its address, keys and all; handlers log their own failures.
 _protocol_log = logging.getLogger("engram_sidecar.protocol")
 _protocol_log.setLevel(logging.CRITICAL)
 
 
-def _nothing_at_once(_head: bytes) -> bytes | None:
+def _nothing_at_once(_head: bytes, _reply: Reply) -> None:
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What answers: any request; and at once the head of one that is known, with None for what is not."""
+    """What answers: any request; and at once, or later, the head of one that is known, with None for what is not."""
 
     handle: Handler
-    at_once: Callable[[bytes], bytes | None] = _nothing_at_once
+    at_once: AtOnce = _nothing_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +78,9 @@ class Connection(web.RequestHandler):
     byte, and aiohttp waits for the next one, whatever comes begins a request.
     """
 
-    __slots__ = ("_at_once", "_came_bytes", "_first", "_whole_bytes")
+    __slots__ = ("_at_once", "_behind", "_came_bytes", "_drained", "_first", "_is_closing", "_is_owing", "_whole_bytes")
 
-    def __init__(self, server: web.Server, at_once: Callable[[bytes], bytes | None], idle_s: float) -> None:
+    def __init__(self, server: web.Server, at_once: AtOnce, idle_s: float) -> None:
         loop = asyncio.get_running_loop()
         no_log = cast("logging.Logger", None)  # as web.Server hands it on
         super().__init__(server, loop=loop, access_log=no_log, logger=_protocol_log, keepalive_timeout=idle_s)
@@ -75,6 +88,10 @@ class Connection(web.RequestHandler):
         self._first = b""  # what came since the boundary, as far as it holds the head
         self._came_bytes = 0
         self._whole_bytes = 0  # of the request that was answered; -1 until it is
+        self._is_owing = False  # an answer comes later
+        self._behind = b""  # what came meanwhile
+        self._is_closing = False
+        self._drained: asyncio.Future[None] | None = None
 
     @property
     def head(self) -> bytes | None:
@@ -93,11 +110,18 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Answers it or has it parsed."""
+        if self._is_owing:
+            self._behind += data
+            if len(self._behind) > MAX_HEAD_BYTES and self.transport is not None:
+                self.transport.pause_reading()
+            return
         if self._came_bytes == self._whole_bytes:  # a request begins
             is_idle = self._waiter is not None and not self._waiter.done() and not self._paused
-            answer = self._at_once(data) if is_idle else None
-            if answer is not None and self.transport is not None:
+            answer = self._at_once(data, self._reply) if is_idle else None
+            if isinstance(answer, bytes) and self.transport is not None:
                 self.transport.write(answer)
+            if answer is not None:
+                self._is_owing = answer is Later.LATER
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
                 return
             self._first, self._came_bytes, self._whole_bytes = b"", 0, -1
@@ -105,6 +129,39 @@ class Connection(web.RequestHandler):
             self._first += data
         self._came_bytes += len(data)
         super().data_received(data)
+
+    def _reply(self, answer: bytes) -> bool:
+        self._is_owing = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self.transport is None or self.transport.is_closing():
+            return False
+        self.transport.write(answer)
+        if self._is_closing:
+            super().close()
+            return True
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._behind:
+            behind, self._behind = self._behind, b""
+            self.transport.resume_reading()
+            self.data_received(behind)
+        return True
+
+    def close(self) -> None:
+        """Ends it when its request, if it has one, is answered."""
+        if self._is_owing:
+            self._is_closing = True
+        else:
+            super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  as aiohttp has it
+        """The same, and cuts off after the timeout what is not answered by then."""
+        if self._is_owing:
+            self._drained = self._loop.create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._drained
+        await super().shutdown(timeout)
 
 
 def head_of(request: web.BaseRequest) -> bytes | None:

@@ -7,9 +7,6 @@ Promises
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
 
 RECENT_S: Final = 5.0
@@ -21,7 +18,7 @@ class Loads(Generic[Answer]):
     """The loads of one sidecar. Moments are on the loop's clock."""
 
     def __init__(self) -> None:
-        self._joined: dict[bytes, asyncio.Task[Answer]] = {}
+        self._joined: dict[bytes, asyncio.Future[Answer]] = {}
         self._under_way: Counter[bytes] = Counter()
         self._asked_s: dict[bytes, float] = {}  # the oldest first
         self._beside: set[asyncio.Task[Any]] = set()
@@ -30,15 +27,16 @@ class Loads(Generic[Answer]):
         """Whether there is a load to join."""
         return key in self._joined
 
-    def join(
-        self, key: bytes, load: Callable[[], Coroutine[Any, Any, Answer]], context: Context | None = None
-    ) -> "asyncio.Task[Answer]":
-        """The load of the key that is under way, or a new one."""
-        task = self._joined.get(key)
-        if task is None:
-            task = self._joined[key] = asyncio.create_task(load(), context=context)
-            task.add_done_callback(lambda done: self._ended(key, done))
-        return task
+    def to_join(self, key: bytes) -> "asyncio.Future[Answer] | None":
+        """The load of the key that is under way, which is to be shielded by who joins it."""
+        return self._joined.get(key)
+
+    def begin(self, key: bytes, load: "asyncio.Future[Answer]", *, is_joined: bool) -> None:
+        """A load of the key is under way; who asks meanwhile may join it or not."""
+        self._under_way[key] += 1
+        if is_joined:
+            self._joined[key] = load
+        load.add_done_callback(lambda done: self._ended(key, done))
 
     def part(self, key: bytes) -> None:
         """Whoever asks from now on does not join a load that began before."""
@@ -47,17 +45,6 @@ class Loads(Generic[Answer]):
     def part_all(self) -> None:
         """As `part`, of all keys."""
         self._joined.clear()
-
-    @contextmanager
-    def under_way(self, key: bytes) -> Iterator[None]:
-        """The block is a load of the key, joined or not."""
-        self._under_way[key] += 1
-        try:
-            yield
-        finally:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
-                del self._under_way[key]
 
     def is_under_way(self, key: bytes) -> bool:
         """Whether some load of the key has not ended."""
@@ -85,8 +72,14 @@ class Loads(Generic[Answer]):
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)
 
-    def _ended(self, key: bytes, task: "asyncio.Task[Answer]") -> None:
-        if self._joined.get(key) is task:
+    def end(self, key: bytes) -> None:
+        """A load of the key has its answer, or will have none."""
+        self._under_way[key] -= 1
+        if not self._under_way[key]:
+            del self._under_way[key]
+
+    def _ended(self, key: bytes, load: "asyncio.Future[Answer]") -> None:
+        if self._joined.get(key) is load:
             del self._joined[key]
-        if not task.cancelled():
-            task.exception()  # whoever waited was told; who left is not concerned
+        if not load.cancelled():
+            load.exception()  # whoever waited was told; who left is not concerned

@@ -119,8 +119,12 @@ class Metrics:
             "engram_waiting_writes", "Writes that wait for a primary.", ("shard",), registry=self.registry
         )
         self._waiting: Callable[[], Mapping[str, int]] = dict
+        self._loads: Callable[[], Mapping[str, int]] = dict
         self._waiting_requests = Gauge(
-            "engram_waiting_requests", "Requests that wait for a node.", ("shard", "node"), registry=self.registry
+            "engram_waiting_requests",
+            "Requests that wait for a node; without a node: reads by id, which any of the shard may answer.",
+            ("shard", "node"),
+            registry=self.registry,
         )
         self._queued: Callable[[], Mapping[tuple[str, str], int]] = dict
         self._shed = Counter(
@@ -181,6 +185,10 @@ class Metrics:
         A node that left the map leaves the metric too.
         """
         self._breakers, self._waiting, self._queued = breakers, waiting_writes, waiting_requests
+
+    def watch_loads(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Asks at every scrape how many reads by id wait to be asked of each shard."""
+        self._loads = waiting
 
     def watch_pools(self, pools: Callable[[], Mapping[tuple[str, str], tuple[int, int]]]) -> None:
         """Asks at every scrape for (shard, node) -> how many connections are idle, and how many in use."""
@@ -328,4 +336,6 @@ class Metrics:
         self._waiting_requests.clear()
         for (shard, node), count in self._queued().items():
             self._waiting_requests.labels(shard, node).set(count)
+        for shard, count in self._loads().items():
+            self._waiting_requests.labels(shard, "").set(count)
         return generate_latest(self.registry)

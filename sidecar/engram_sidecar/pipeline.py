@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from engram_contract.placement import user_slot
 from engram_contract.policy import Limits
@@ -45,6 +45,7 @@ from engram_sidecar.errors import (
     Unprocessable,
 )
 from engram_sidecar.finding import Finder
+from engram_sidecar.following import MAP_ATTEMPTS, Follower
 from engram_sidecar.idempotency import KEPT_S, Claim, Once, Write, pass_on
 from engram_sidecar.ids import HomeIds, Ids, month_of
 from engram_sidecar.kept import Recalled
@@ -79,8 +80,6 @@ from engram_sidecar.writes import (
 )
 
 log = logging.getLogger(__name__)
-
-MAP_ATTEMPTS: Final = 3
 
 Answer = TypeVar("Answer")
 
@@ -124,6 +123,7 @@ class Pipeline:
         self._limits = limits
         self._world = world
         self._timeout_s = world.timeout_s
+        self._follower = Follower(store, in_force, world.timeout_s)
         self._borrower = Borrower(store, world.timeout_s)
         self._finder = Finder(store, vault, world.monotonic_s, world.timeout_s)
 
@@ -147,13 +147,7 @@ class Pipeline:
 
     async def get(self, memory_id: MemoryId) -> Recalled:
         """The live memory. Raises NotFound, KeyMissing, SealBroken."""
-
-        async def attempt(shard_map: ShardMap) -> tuple[Memory | None, str]:
-            place = routing.place_to_read(shard_map, memory_id.slot)
-            [memory] = await fetch_memories(self._reader(place), place, [Get(memory_id)])
-            return memory, place.shard
-
-        recalled = await self._recall.get(memory_id, partial(self._with_map, attempt))
+        recalled = await self._recall.get(memory_id)
         if not recalled.tag:
             raise NotFound(str(memory_id))
         return recalled
@@ -172,7 +166,7 @@ class Pipeline:
             return Hit(await self._borrower.with_room(shard_map, place, [put], write), place.shard)
 
         async with self._recall.writing([put.id]):
-            return await self._with_map(attempt)
+            return await self._follower.ask(attempt)
 
     async def patch(self, patch: Patch) -> Hit:
         """The memory after a merge patch. Raises NotFound, PreconditionFailed, Unprocessable."""
@@ -188,7 +182,7 @@ class Pipeline:
             return Hit(outcome, place.shard)
 
         async with self._recall.writing([patch.id]):
-            return await self._with_map(attempt)
+            return await self._follower.ask(attempt)
 
     async def delete(self, delete: Delete) -> None:
         """The memory is gone. Raises NotFound, PreconditionFailed."""
@@ -198,7 +192,7 @@ class Pipeline:
             await delete_memory(self._writer(place), place, delete)
 
         async with self._recall.writing([delete.id]):
-            await self._with_map(attempt)
+            await self._follower.ask(attempt)
 
     async def write_once(self, write: Write, once: Once) -> tuple[Memory | Replay | None, str]:
         """What the write came to, now or when it was done under its key, and the shard.
@@ -218,7 +212,7 @@ class Pipeline:
             return outcome, place.shard
 
         async with self._recall.writing([operation.id]):
-            return await self._with_map(attempt)
+            return await self._follower.ask(attempt)
 
     # Several memories
 
@@ -268,7 +262,7 @@ class Pipeline:
     async def _learn_for(self, shard_map: ShardMap, shard: str, count: int) -> Sequence[Outcome] | None:
         """None if the shard told its map; else why not, for each of `count` operations."""
         try:
-            await self._learn_map(shard_map, shard)
+            await self._follower.learn(shard_map, shard)
         except ShardUnavailable as failure:
             return [failure] * count
         return None
@@ -331,7 +325,7 @@ class Pipeline:
 
             return await self._borrower.with_room(shard_map, place, (), partial(self._store.repeat, place, look))
 
-        return await self._with_map(attempt)
+        return await self._follower.ask(attempt)
 
     def _claim(self, once: Once) -> Claim:
         identity = self._in_force.identity
@@ -339,7 +333,7 @@ class Pipeline:
 
     async def list_newest(self, selection: Selection, limit: int, after: Cursor | None) -> Found:
         """The newest memories of a selection, below the cursor."""
-        return self._seen(await self._with_map(partial(self._finder.list_newest, selection, limit, after)))
+        return self._seen(await self._follower.ask(partial(self._finder.list_newest, selection, limit, after)))
 
     async def search(self, query: str, selection: Selection, limit: int) -> Found:
         """The best memories for a query; of stop words only, or none, the newest ones, unscored."""
@@ -348,7 +342,7 @@ class Pipeline:
             newest = await self.list_newest(selection, limit, None)
             is_truncated = len(newest.hits) < limit and newest.next is not None
             return Found(newest.hits, newest.failures, is_truncated=is_truncated, refused=newest.refused)
-        return self._seen(await self._with_map(partial(self._finder.search, lexemes, selection, limit)))
+        return self._seen(await self._follower.ask(partial(self._finder.search, lexemes, selection, limit)))
 
     def _seen(self, found: Found) -> Found:
         """Nobody is shown less of these memories from now on."""
@@ -356,24 +350,6 @@ class Pipeline:
         return found
 
     # What all of them share
-
-    async def _with_map(self, attempt: Callable[[ShardMap], Awaitable[Answer]]) -> Answer:
-        """The attempt's answer with the map in force, or with a newer one that a shard knows."""
-        last = SlotMoved("")
-        for _ in range(MAP_ATTEMPTS):
-            shard_map = self._in_force.config.shard_map
-            try:
-                return await attempt(shard_map)
-            except SlotMoved as moved:
-                last = moved
-                await self._learn_map(shard_map, moved.shard)
-        raise ShardUnavailable(last.shard, "the slot is moving") from last
-
-    async def _learn_map(self, shard_map: ShardMap, shard: str) -> None:
-        """Takes over the shard's map if it is newer than ours."""
-        rows = await self._store.read(routing.primary(shard_map.shard(shard)), "get_map", timeout_s=self._timeout_s)
-        if rows:
-            self._in_force.offer(ShardMap.from_json(rows[0]["map"]))
 
     def _reader(self, place: Place) -> Run:
         return partial(self._store.read, place, timeout_s=self._timeout_s)

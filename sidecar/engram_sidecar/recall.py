@@ -18,12 +18,10 @@ Source: RFC 9211 (Cache-Status); RFC 5861, section 4 (stale-if-error).
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from math import inf
 from typing import Final
 
@@ -33,24 +31,26 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.cache import Cache, CacheView, Ticket
 from engram_sidecar.chance import jittered
-from engram_sidecar.consistency import Floors, Level, Session, Source, begin_session, session_of_request
+from engram_sidecar.consistency import Floors, Level, Session, Source, session_of_request
 from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import (
     DeadlineExceeded,
     IdempotencyKeyInUse,
-    KeyMissing,
     OutcomeUnknown,
-    SealBroken,
     ShardUnavailable,
+    Shed,
     SidecarError,
 )
+from engram_sidecar.fetching import Fetch
+from engram_sidecar.gate import GRACE_S
 from engram_sidecar.hearsay import Hearsay
-from engram_sidecar.kept import Count, Kept, Recalled, Writing, key_of, order, ttl
+from engram_sidecar.kept import Count, Kept, Recalled, Writing, key_of, order, shown, ttl
+from engram_sidecar.loading import Loaded, Loader, Wanted, Ways
 from engram_sidecar.loads import Loads
-from engram_sidecar.patience import begin_request
+from engram_sidecar.patience import of_request
 from engram_sidecar.records import Memory
 from engram_sidecar.remote import Remote
-from engram_sidecar.remote import Ticket as Shared
+from engram_sidecar.timing import recorder
 from engram_sidecar.wire import encode, memory_document
 
 LONE_S: Final = 3.0  # so long what was read is shown while nobody tells what others write
@@ -62,10 +62,6 @@ YOUNG_S: Final = 1.0  # what is younger gains nothing from the bulletin's last b
 KEPT_BYTES: Final = 290  # what a Kept takes beside its body, with its source and its tag
 
 
-# Asks the shard: the memory as it is stored, None if there is none, and the shard's id.
-Load = Callable[[], Awaitable[tuple[Memory | None, str]]]
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What is kept by: the policy in force, which shard has a memory, and what opens one that is sealed."""
@@ -75,12 +71,15 @@ class Rules:
     opened: Callable[[Memory], Awaitable[Memory]]
     opened_quietly: Callable[[Memory], Awaitable[Memory]]  # nobody is told of one that cannot be opened
     unix_s: Callable[[], float]
+    on_shed: Callable[[], None]  # told of each read that found too many waiting
 
 
 class Recall:
     """The first cache level of one tenant. Moments are on the loop's clock; `unix_s` is Unix time."""
 
-    def __init__(self, floors: Floors, rules: Rules, drawer: Drawer, bulletin: Bulletin, remote: Remote) -> None:
+    def __init__(
+        self, floors: Floors, rules: Rules, drawer: Drawer, bulletin: Bulletin, remote: Remote, fetch: Fetch
+    ) -> None:
         self.count = Count()
         self._floors = floors
         self._rules = rules
@@ -89,6 +88,8 @@ class Recall:
         self._remote = remote
         self._cache: Cache[bytes, Kept] = Cache(0, 0)
         self._loads = Loads[Recalled]()
+        ways = Ways(fetch, rules.opened, rules.opened_quietly, self._forget_there)
+        self._loader = Loader(floors, ways, remote, self._settle)
         self._hearsay = Hearsay(floors)
 
     @property
@@ -122,28 +123,31 @@ class Recall:
         self._hearsay.hear(shard, position, _now_s())
 
     async def close(self) -> None:
-        """Ends what is read beside requests."""
-        await self._loads.close()
+        """Ends what is read, and told, beside requests."""
+        await asyncio.gather(self._loader.close(), self._loads.close())
 
     # Reads
 
-    async def get(self, memory_id: MemoryId, load: Load) -> Recalled:
-        """What is kept, or else loaded. Raises what `load` raises, if nothing may be shown in its stead."""
-        key, session = key_of(memory_id), session_of_request()
-        if (recalled := self._find(memory_id, key, session, load)) is not None:
+    async def get(self, memory_id: MemoryId) -> Recalled:
+        """What is kept, or else loaded. Raises what loading raises, if nothing may be shown in its stead."""
+        session = session_of_request()
+        if (recalled := self.find(memory_id, session)) is not None:
             return recalled
+        tuned = self._rules.policy().resilience
+        by_s = of_request().begin(_now_s(), tuned.deadline_seconds, tuned.failover_seconds)
         try:
-            recalled = await self._loaded(memory_id, session, load)
-        except ShardUnavailable:
-            recalled = self._stale(key, session)
-            if recalled is None:
-                raise
-            return recalled
-        return _shown(recalled, session)
+            async with asyncio.timeout(by_s + GRACE_S - _now_s()):
+                recalled = await self._loaded(memory_id, session, by_s)
+        except TimeoutError:
+            late = DeadlineExceeded(self._rules.shard_of(memory_id), "no answer in time")
+            return self.instead(memory_id, session, late)
+        except ShardUnavailable as failure:
+            return self.instead(memory_id, session, failure)
+        return shown(recalled, session)
 
-    def _find(self, memory_id: MemoryId, key: bytes, session: Session, load: Load) -> Recalled | None:
+    def find(self, memory_id: MemoryId, session: Session) -> Recalled | None:
         """What is kept, if it is fresh and the session may take it. Shortly before its end it is loaded again."""
-        now_s = _now_s()
+        now_s, key = _now_s(), key_of(memory_id)
         kept = self._cache.get(key, now_s)
         if kept is None:
             session.cached("fwd=uri-miss")
@@ -155,11 +159,11 @@ class Recall:
         if not session.may_take(kept.shard, kept.source):
             session.cached("fwd=request")
             return None
-        if self._is_due(kept, age_s, now_s):
-            self._refresh(memory_id, load)
+        if self._is_due(kept, age_s, now_s) and key not in self._loads:
+            self._refresh(memory_id)
         session.cached(f"hit{ttl(kept.fresh_until_s - now_s)}")
         session.is_as_old_as(age_s)
-        return _shown(Recalled(self.hit(key, kept), kept.tag, kept.shard, kept.source), session)
+        return shown(Recalled(self.hit(key, kept), kept.tag, kept.shard, kept.source), session)
 
     def fresh(self, key: bytes) -> tuple[Kept, float, float] | None:
         """What is kept for every session that was never elsewhere, how old it is and how long it lasts, in seconds.
@@ -178,92 +182,102 @@ class Recall:
         self.count.hits += 1
         return self._opened(key, kept)
 
-    def _stale(self, key: bytes, session: Session) -> Recalled | None:
-        """What is kept, if it is not older than the policy allows."""
-        now_s = _now_s()
+    def instead(self, memory_id: MemoryId, session: Session, failure: ShardUnavailable) -> Recalled:
+        """What is kept, if it is not older than the policy allows. Raises the failure if there is nothing to show."""
+        now_s, key = _now_s(), key_of(memory_id)
         kept = self._cache.get(key, now_s)
         if kept is None or not session.may_take(kept.shard, kept.source):
-            return None
+            raise failure
         age_s = self._age_s(kept, now_s)
         if age_s > self._rules.policy().resilience.staleness_seconds:
-            return None
+            raise failure
         self.count.stale += 1
         session.cached("hit; ttl=-1; detail=stale")
         session.is_as_old_as(age_s)
-        return _shown(Recalled(self._opened(key, kept), kept.tag, kept.shard, kept.source), session)
+        return shown(Recalled(self._opened(key, kept), kept.tag, kept.shard, kept.source), session)
 
     def _opened(self, key: bytes, kept: Kept) -> bytes:
         return self._drawer.open(key, kept.body) if kept.is_sealed else kept.body
 
-    async def _loaded(self, memory_id: MemoryId, session: Session, load: Load) -> Recalled:
+    async def _loaded(self, memory_id: MemoryId, session: Session, by_s: float) -> Recalled:
         """What L2 or the shard says, asked once for all who see the same and ask meanwhile."""
-        key = key_of(memory_id)
-        has_begun = session.is_plain and key in self._loads
-        if has_begun:
+        if session.is_plain and (load := self._loads.to_join(key_of(memory_id))) is not None:
             session.cached("fwd=uri-miss; collapsed")
             with suppress(DeadlineExceeded):  # who began it had less time left: it is loaded anew, for this one
-                recalled = await self._joined(key, memory_id, load)
+                recalled = await asyncio.shield(load)
                 self.count.collapsed += 1
                 return recalled
-        if session.is_plain and not has_begun:
-            recalled = await self._joined(key, memory_id, load)
-        else:
-            recalled = await self._load(memory_id, load)
+        load = self.load(memory_id, session, by_s)
+        recalled = await (asyncio.shield(load) if session.is_plain else load)
+        self.came(recalled, session)
+        return recalled
+
+    def is_under_way(self, memory_id: MemoryId) -> bool:
+        """Whether a load of it may be joined."""
+        return key_of(memory_id) in self._loads
+
+    def load(self, memory_id: MemoryId, session: Session, by_s: float) -> "asyncio.Future[Recalled]":
+        """A load of L2 or the shard for this session, which others may join if it is a plain one. Raises Shed.
+
+        Its end is to be told to `came`.
+        """
+        key, shard, now_s = key_of(memory_id), self._rules.shard_of(memory_id), _now_s()
+        if self._loader.is_full(shard, session, self._rules.policy().resilience.waiting_requests):
+            self._rules.on_shed()
+            raise Shed(shard, "too many requests wait for the node")
+        # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
+        may_share = session.is_plain and not self._loads.was_asked(key, now_s)
+        future: asyncio.Future[Recalled] = asyncio.get_running_loop().create_future()
+        session.sources.clear()
+        self._loads.begin(key, future, is_joined=session.is_plain)
+        ticket, remote = self._cache.ticket(key), self._remote.ticket()
+        self._loader.begin(Wanted(memory_id, key, shard, session, by_s, recorder(), remote, may_share, ticket, future))
+        return future
+
+    def came(self, recalled: Recalled, session: Session) -> None:
+        """A request's own load has come."""
         if recalled.source.is_shared:
+            session.cached("fwd=uri-miss; detail=shared")
             self.count.shared += 1
         else:
             self.count.misses += 1
-        return recalled
 
-    async def _joined(self, key: bytes, memory_id: MemoryId, load: Load) -> Recalled:
-        return await asyncio.shield(self._loads.join(key, partial(self._load, memory_id, load)))
+    def waiting(self) -> Mapping[str, int]:
+        """Shard -> how many reads wait to be asked of it."""
+        return self._loader.waiting()
 
-    async def _load(self, memory_id: MemoryId, load: Load) -> Recalled:
-        key, session = key_of(memory_id), session_of_request()
-        ticket, shared, began_s = self._cache.ticket(key), self._remote.ticket(), _now_s()
-        with self._loads.under_way(key):
-            found, stored = None, None
-            # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
-            if shared is not None and session.is_plain and not self._loads.was_asked(key, began_s):
-                found = await self._from_remote(memory_id, shared, began_s)
-            if found is None:
-                session.sources.clear()
-                stored, shard = await load()
-                memory = None if stored is None else await self._rules.opened(stored)
-                found = memory, shard, session.answered_by(Source(began_s))
-                self._loads.note_asked(key, _now_s())
-        memory, shard, source = found
+    def _settle(self, wanted: Wanted, loaded: Loaded | BaseException) -> None:
+        """A load has ended."""
+        self._loads.end(wanted.key)
+        if wanted.future.done():
+            return
+        try:
+            ended = self._concluded(wanted, loaded) if isinstance(loaded, Loaded) else loaded
+        except Exception as failure:  # noqa: BLE001  whoever waits is told
+            ended = failure
+        if isinstance(ended, Recalled):
+            wanted.future.set_result(ended)
+        elif isinstance(ended, asyncio.CancelledError):
+            wanted.future.cancel()
+        else:
+            wanted.future.set_exception(ended)
+
+    def _concluded(self, wanted: Wanted, loaded: Loaded) -> Recalled:
+        """The answer, which is kept if it may be."""
+        key, memory, shard, source = wanted.key, loaded.memory, loaded.shard, loaded.source
+        if not source.is_shared:
+            self._loads.note_asked(key, _now_s())
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
         recalled = Recalled(body, tag, shard, source)
-        if self._wins(key, recalled, ticket) and self.may_keep(shard, source):
+        if self._wins(key, recalled, wanted.ticket) and self.may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
-            if stored is not None and shared is not None:
-                self._loads.go_on_beside(asyncio.create_task(self._share(stored, shard, source, shared)))
+            if loaded.stored is not None and wanted.shared is not None:
+                share = self._loader.share(loaded.stored, shard, source.shown, wanted.shared)
+                self._loads.go_on_beside(asyncio.create_task(share))
         return recalled
 
-    async def _from_remote(
-        self, memory_id: MemoryId, shared: Shared, began_s: float
-    ) -> tuple[Memory | None, str, Source] | None:
-        """What L2 has, None if nothing that may be shown."""
-        found, shard = await self._remote.get(memory_id, shared), self._rules.shard_of(memory_id)
-        if found is None or (found[1] is None and shard in self._floors):
-            return None
-        try:
-            memory = await self._rules.opened_quietly(found[0])
-        except (KeyMissing, SealBroken):
-            self._remote.undecodable += 1
-            self._loads.go_on_beside(asyncio.create_task(self._bulletin.tell(shard, [memory_id], None)))
-            return None
-        session_of_request().cached("fwd=uri-miss; detail=shared")
-        return memory, shard, Source(began_s, None, found[1], is_shared=True)
-
-    async def _share(self, stored: Memory, shard: str, source: Source, shared: Shared) -> None:
-        """Puts it into L2; what is older there goes, as its writer died before it told, or does not reach Redis."""
-        if await self._remote.fill(stored, source.shown, shared):
-            return
-        there = await self._remote.get(stored.id, shared)
-        if there is not None and order(str(stored.etag), str(there[0].etag)) != -1 and stored.etag != there[0].etag:
-            await self._bulletin.tell(shard, [stored.id], source.shown)
+    def _forget_there(self, shard: str, memory_id: MemoryId, position: Position | None) -> None:
+        self._loads.go_on_beside(asyncio.create_task(self._bulletin.tell(shard, [memory_id], position)))
 
     def _wins(self, key: bytes, recalled: Recalled, ticket: Ticket) -> bool:
         """Whether this answer is to be kept: not if it may be older than one that was shown meanwhile.
@@ -313,15 +327,10 @@ class Recall:
         ticket = self._cache.ticket(key)
         self.count.stores += self._cache.fill(key, kept, len(body) + KEPT_BYTES, last_s, ticket, now_s)
 
-    def _refresh(self, memory_id: MemoryId, load: Load) -> None:
+    def _refresh(self, memory_id: MemoryId) -> None:
         """Loads the memory beside the request, for whoever asks next."""
-        key = key_of(memory_id)
-        if key not in self._loads:
-            context = Context()
-            context.run(begin_request)
-            context.run(begin_session, self._floors)
-            load_again = partial(self._load, memory_id, load)
-            self._loads.go_on_beside(self._loads.join(key, load_again, context))
+        with suppress(Shed):  # then it is loaded when it is too old
+            _ = self.load(memory_id, Session(self._floors), _now_s() + self._rules.policy().resilience.deadline_seconds)
 
     def _age_s(self, kept: Kept, now_s: float) -> float:
         """At most so long ago was written what it lacks: what was told before the last beat would have dropped it."""
@@ -383,15 +392,6 @@ class Recall:
         tells = [self._bulletin.tell(shard, written, session.position(shard)) for shard, written in by_shard.items()]
         for told in tells:
             await told
-
-
-def _shown(recalled: Recalled, session: Session) -> Recalled:
-    session.met(recalled.source, recalled.shard)
-    if recalled.source.look is not None:
-        session.is_as_old_as(recalled.source.behind_s)
-    if recalled.source.shown is not None and session.level is not Level.EVENTUAL:
-        session.reached(recalled.shard, recalled.source.shown)
-    return recalled
 
 
 def _now_s() -> float:

@@ -72,6 +72,25 @@ class Memory:
         """The tag of this state."""
         return ETag(self.version, unix_us(self.created))
 
+    def opened(self, content: str, value: str) -> "Memory":
+        """The same in the clear. By hand: `replace` takes three times as long, and a search opens hundreds."""
+        return Memory(
+            self.id,
+            self.namespace,
+            self.key,
+            self.type,
+            self.user,
+            self.agent,
+            self.session,
+            content,
+            value,
+            self.importance,
+            self.created,
+            self.updated,
+            self.expires,
+            self.version,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:

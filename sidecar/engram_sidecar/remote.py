@@ -12,7 +12,7 @@ Promises
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -22,7 +22,6 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin, key_of
 from engram_sidecar.cachedrow import BadRow, parse_row, write_row
 from engram_sidecar.errors import CacheUnavailable
-from engram_sidecar.gathering import Gatherer
 from engram_sidecar.records import Memory
 from engram_sidecar.redisdoor import Door
 from engram_sidecar.tally import generation_of
@@ -30,7 +29,6 @@ from engram_sidecar.tally import generation_of
 FILL_S: Final = 5.0
 SEARCH_TTL_S: Final = 300
 KEPT_S: Final = 30 * 86_400  # a time of 0 is until Redis evicts it; what nobody asks for in a month goes
-GATHERED: Final = 8  # values in one answer of Redis at most: all of them come in time, or none
 MAX_VALUE_BYTES: Final = 1 << 20  # a larger one would hold up whoever asks Redis behind it
 
 
@@ -62,7 +60,6 @@ class Remote:
         self._ttl_s = ttl_s
         self._encrypts = encrypts
         self._clock = clock
-        self._reads = Gatherer[str, str, bytes | None](lambda _part, keys: door.mget(keys), GATHERED)
         self.stores = 0  # memories
         self.misses = 0
         self.undecodable = 0
@@ -75,9 +72,12 @@ class Remote:
             return None
         return Ticket(_now_s(), writes, self._bulletin.doubts)
 
-    async def get(self, memory_id: MemoryId, ticket: Ticket) -> tuple[Memory, Position | None] | None:
-        """The memory, sealed as it is stored, and the position behind all that is in it; None if it is not there."""
-        data = await self._read(self._key(memory_id, ticket))
+    async def get(self, asked: Sequence[tuple[MemoryId, Ticket]]) -> list[tuple[Memory, Position | None] | None]:
+        """Each memory, sealed as it is stored, and the position behind all that is in it; None if it is not there."""
+        kept = await self._read([self._key(memory_id, ticket) for memory_id, ticket in asked])
+        return [self._found(memory_id, data) for (memory_id, _), data in zip(asked, kept, strict=True)]
+
+    def _found(self, memory_id: MemoryId, data: bytes | None) -> tuple[Memory, Position | None] | None:
         found = self._parsed(memory_id, data) if data else None
         is_there = found is not None and (found[0].expires is None or found[0].expires.timestamp() > self._clock())
         self.misses += not is_there
@@ -95,20 +95,19 @@ class Remote:
 
     async def get_search(self, digest: str, ticket: Ticket) -> bytes | None:
         """What `fill_search` put there under the digest, if nothing of the tenant was written since."""
-        return await self._read(self._search_key(digest, ticket))
+        [kept] = await self._read([self._search_key(digest, ticket)])
+        return kept
 
     async def fill_search(self, digest: str, value: bytes, left_s: float, ticket: Ticket) -> None:
         """The value is there for whoever asks before the next write. The caller has sealed what is to be sealed."""
         await self._put(self._search_key(digest, ticket), value, min(left_s, SEARCH_TTL_S), ticket)
 
-    async def _read(self, key: str) -> bytes | None:
-        """The value, asked for together with those that others ask for meanwhile."""
+    async def _read(self, keys: Sequence[str]) -> list[bytes | None]:
         try:
-            value = await self._reads.answer(self._door.part, key)
+            return await self._door.mget(keys)
         except CacheUnavailable:
-            self.failures += 1
-            return None
-        return value
+            self.failures += len(keys)
+            return [None] * len(keys)
 
     async def _put(self, key: str, value: bytes, ttl_s: float, ticket: Ticket) -> bool:
         if ttl_s * 1000 < 1 or len(value) > MAX_VALUE_BYTES or not self._holds(ticket):

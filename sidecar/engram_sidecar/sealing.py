@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, ParamSpec, TypeVar
 
 from engram_contract.credentials import Keyring
@@ -122,7 +121,7 @@ class Sealer:
         if memory.sealed is None:
             return memory
         content, value = await self._texts(memory.id, memory.sealed)
-        return replace(memory, content=content, value=value, sealed=None)
+        return memory.opened(content, value)
 
     async def _texts(self, memory_id: MemoryId, envelope: bytes) -> tuple[str, str]:
         with part("open"):

@@ -1,4 +1,4 @@
-"""Gets and puts of several requests as one statement, and each one's answer out of it. Pure.
+"""Puts of several requests as one statement, and each one's answer out of it. Pure.
 
 A put that cannot be with the others (its memory stands twice, the shard refused the whole for one of them) goes alone,
 so that nobody's error is another one's.
@@ -14,7 +14,6 @@ from engram_sidecar.store import Row
 from engram_sidecar.timing import Recorder
 from engram_sidecar.writes import run_arguments
 
-GET: Final = "get_memories"
 PUT: Final = "put_memory"
 PUTS: Final = "put_memories"
 
@@ -29,16 +28,6 @@ class Asked:
     recorder: Recorder | None
     is_awaited: bool = False  # it waits for a primary
     is_out: bool = False  # a put that the node was sent
-
-
-def gets_arguments(asked: Sequence[Asked]) -> tuple[list[object], list[object]]:
-    """The arguments of one get_memories for all of them, each of one memory."""
-    slots, ids = [], []
-    for each in asked:
-        [slot], [uuid] = cast("tuple[list[object], list[object]]", each.arguments)
-        slots.append(slot)
-        ids.append(uuid)
-    return slots, ids
 
 
 def puts_together(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:

@@ -476,7 +476,7 @@ async def at(tenant: Tenant, moment: datetime) -> AsyncIterator[Pipeline]:
     world = World(moment.timestamp, asyncio.get_running_loop().time, os.urandom)
     vault = Vault(lambda: config, os.urandom, lambda *_: None)
     try:
-        yield Pipeline(guard, InForce(config), vault, no_recall(config), Limits(), world)
+        yield Pipeline(guard, InForce(config), vault, no_recall(config, guard), Limits(), world)
     finally:
         await gate.close()
         await store.close()

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from engram_sidecar.app import MAX_CONNECTIONS
-from engram_sidecar.listening import Handlers, Port, head_of, listen
+from engram_sidecar.listening import Handlers, Later, Port, Reply, head_of, listen
 from tests.harness import Http, SidecarThread
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
@@ -101,9 +101,13 @@ class Echo:
             self.known[head] = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         return web.Response(body=body)
 
-    def at_once(self, head: bytes) -> bytes | None:
+    def at_once(self, head: bytes, reply: Reply) -> bytes | Later | None:
+        """At once, or later for every other one."""
         self.at_once_count += head in self.known
-        return self.known.get(head)
+        if head not in self.known or self.at_once_count % 2:
+            return self.known.get(head)
+        asyncio.get_running_loop().call_later(0.001 * (self.at_once_count % 3), reply, self.known[head])
+        return Later.LATER
 
 
 async def read_answer(reader: asyncio.StreamReader) -> bytes:

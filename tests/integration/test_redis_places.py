@@ -63,7 +63,7 @@ async def kept(listener: Listener, wanted: Memory) -> int | None:
     remote = shared(listener)
     await eventually(lambda: remote.ticket() is not None)
     ticket = remote.ticket()
-    found = None if ticket is None else await remote.get(wanted.id, ticket)
+    [found] = [None] if ticket is None else await remote.get([(wanted.id, ticket)])
     return None if found is None else found[0].version
 
 

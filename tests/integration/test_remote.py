@@ -39,7 +39,7 @@ async def fill(remote: Remote, memories: Sequence[Memory], ticket: Ticket) -> No
 
 
 async def get(remote: Remote, ids: Sequence[MemoryId], ticket: Ticket) -> dict[MemoryId, Memory]:
-    found = {each: await remote.get(each, ticket) for each in ids}
+    found = dict(zip(ids, await remote.get([(each, ticket) for each in ids]), strict=True))
     assert {shown for _, shown in filter(None, found.values())} <= {POSITION}
     return {each: memory for each, (memory, _) in ((each, pair) for each, pair in found.items() if pair is not None)}
 

@@ -57,7 +57,7 @@ async def pipeline_of(tenant: Tenant) -> AsyncIterator[tuple[Pipeline, CountingS
     vault = Vault(lambda: config, os.urandom, lambda *_: None)
     world = World(time.time, time.monotonic, os.urandom)
     try:
-        yield Pipeline(guard, InForce(config), vault, no_recall(config), Limits(), world), store
+        yield Pipeline(guard, InForce(config), vault, no_recall(config, guard), Limits(), world), store
     finally:
         await gate.close()
         await store.close()

@@ -16,9 +16,9 @@ from engram_sidecar.cachestate import CacheState
 from engram_sidecar.clearing import Cleared, Clearing, Shared, statistics_document
 from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Floors
-from engram_sidecar.envelope import Drawer
 from engram_sidecar.openapi_schemas import schemas
 from engram_sidecar.sealing import Vault
+from tests.harness import no_shard
 from tests.unit.configs import a_config
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -69,7 +69,7 @@ async def test_without_a_redis_a_clear_says_that_nothing_is_shared() -> None:
     config = a_config()
     in_force, now_s = InForce(config), [START.timestamp()]
     vault = Vault(lambda: config, os.urandom, lambda *_: None)
-    caches = Caches.create(in_force, vault, Floors(), Drawer(bytes(32)))
+    caches = Caches.create(in_force, vault, Floors(), no_shard, lambda: None)
     caches.adopt(config)
     clearing = Clearing(caches, in_force, lambda: now_s[0])
     caches.recall.count.hits, caches.recall.count.misses = 3, 1

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from engram_sidecar import gathering
 from engram_sidecar.gathering import AT_ONCE, Gatherer
 
 MOST = 4
@@ -40,19 +41,60 @@ async def test_who_is_alone_asks_at_once() -> None:
     assert node.questions == [("a", [1]), ("a", [2])]
 
 
-async def test_what_is_asked_while_questions_are_out_goes_together_in_its_order() -> None:
+async def test_what_is_asked_while_a_question_is_out_goes_together_in_its_order() -> None:
+    node = Node()
+    gatherer = Gatherer(node.ask, MOST)
+    node.free.clear()
+    asked = [asyncio.create_task(gatherer.answer("a", 1))]
+    await settled()
+    asked += [asyncio.create_task(gatherer.answer("a", item)) for item in (2, 3)]
+    await settled()
+    assert node.questions == [("a", [1])]
+    assert gatherer.waiting("a") == 2
+    assert dict(gatherer.lengths()) == {"a": 2}
+    node.free.set()
+    assert await asyncio.gather(*asked) == [1, 2, 3]
+    assert node.questions[1:] == [("a", [2, 3])]
+
+
+async def test_what_waits_does_not_hang_on_one_question_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "LATE_S", 0.0)
     node = Node()
     gatherer = Gatherer(node.ask, MOST)
     node.free.clear()
     asked = []
-    for item in range(1, 3 + AT_ONCE):
+    for item in range(1, 4 + AT_ONCE):
         asked.append(asyncio.create_task(gatherer.answer("a", item)))
-        await settled()
-    assert [items for _, items in node.questions] == [[number] for number in range(1, AT_ONCE + 1)]
-    assert gatherer.waiting("a") == 2
+        await asyncio.sleep(0.001)
+    assert node.questions == [("a", [number]) for number in range(1, AT_ONCE + 1)], "so many, however late"
     node.free.set()
-    assert await asyncio.gather(*asked) == list(range(1, 3 + AT_ONCE))
-    assert node.questions[AT_ONCE:] == [("a", [AT_ONCE + 1, AT_ONCE + 2])]
+    assert await asyncio.gather(*asked) == list(range(1, 4 + AT_ONCE))
+
+
+async def test_what_is_asked_in_the_turn_in_which_an_answer_comes_goes_along() -> None:
+    node = Node()
+    gatherer = Gatherer(node.ask, MOST)
+    node.free.clear()
+    first = gatherer.ask_for("a", 1)
+    await settled()
+    second = gatherer.ask_for("a", 2)
+    first.add_done_callback(lambda _: asked.append(gatherer.ask_for("a", 3)))
+    asked = [second]
+    node.free.set()
+    await first
+    await settled()
+    assert await asyncio.gather(*asked) == [2, 3]
+    assert [items for _, items in node.questions] == [[1], [2, 3]]
+
+
+async def test_who_ends_it_ends_the_questions_that_are_out() -> None:
+    node = Node()
+    gatherer = Gatherer(node.ask, MOST)
+    node.free.clear()
+    _ = gatherer.ask_for("a", 1)
+    await settled()
+    await gatherer.close()
+    assert vars(gatherer)["_questions"] == set()
 
 
 async def test_no_question_is_of_more_than_the_most() -> None:
@@ -92,18 +134,18 @@ async def test_what_nobody_waits_for_any_more_is_not_asked() -> None:
     node = Node()
     gatherer = Gatherer(node.ask, MOST)
     node.free.clear()
-    asked = []
-    for item in range(1, 4 + AT_ONCE):
-        asked.append(asyncio.create_task(gatherer.answer("a", item)))
-        await settled()
-    out, gone, last = asked[0], asked[AT_ONCE], asked[-1]
+    asked = [asyncio.create_task(gatherer.answer("a", 1))]
+    await settled()
+    asked += [asyncio.create_task(gatherer.answer("a", item)) for item in (2, 3)]
+    await settled()
+    out, gone, last = asked
     gone.cancel()
     out.cancel()  # its question is out: the answer is thrown away
     await settled()
     node.free.set()
     await asyncio.wait(asked)
-    assert last.result() == 3 + AT_ONCE
-    assert all(AT_ONCE + 1 not in items for _, items in node.questions)
+    assert last.result() == 3
+    assert [items for _, items in node.questions] == [[1], [3]]
     with pytest.raises(asyncio.CancelledError):
         gone.result()
 

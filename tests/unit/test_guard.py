@@ -12,6 +12,7 @@ import pytest
 from engram_contract.resilience import Resilience
 from engram_contract.shardmap import Node
 from engram_contract.slots import MemoryId
+from engram_sidecar import gathering
 from engram_sidecar.breaker import State
 from engram_sidecar.errors import (
     BreakerOpen,
@@ -380,17 +381,18 @@ def test_which_writes_may_be_repeated(query: str, arguments: tuple[object, ...],
 # Gets and puts of several requests
 
 
-async def test_what_waits_to_be_asked_together_is_bounded_too() -> None:
+async def test_what_waits_to_be_asked_together_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "LATE_S", 0.0)
     stage = Stage(Node0(asyncio.Event().wait), Resilience(failover_seconds=0, retry_percent=0, waiting_requests=2))
-    first = asyncio.create_task(stage.read("get_memories", [7], [ID.uuid]))
+    first = asyncio.create_task(stage.write("put_memory", 7, ID.uuid))
     await settled()
-    second = asyncio.create_task(stage.read("get_memories", [7], [ID.uuid]))
-    await settled()
+    second = asyncio.create_task(stage.write("put_memory", 7, ID.uuid))
+    await asyncio.sleep(0.01)
     assert stage.node.asked == CONNECTIONS_PER_NODE
-    waiting = [asyncio.create_task(stage.read("get_memories", [7], [ID.uuid])) for _ in range(2)]
+    waiting = [asyncio.create_task(stage.write("put_memory", 7, ID.uuid)) for _ in range(2)]
     await asyncio.sleep(0)
-    assert isinstance(await failure_of(stage.read("get_memories", [7], [ID.uuid])), Shed)
-    assert stage.sheds == [Kind.RETRIEVE]
+    assert isinstance(await failure_of(stage.write("put_memory", 7, ID.uuid)), Shed)
+    assert stage.sheds == [Kind.STORE]
     for task in (first, second, *waiting):
         task.cancel()
     await asyncio.wait([first, second, *waiting])

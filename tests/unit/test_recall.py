@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -11,11 +12,20 @@ import pytest
 from engram_contract.session import Position, Token
 from engram_contract.shardmap import Node, Shard, Strategy, first_map
 from engram_contract.slots import MemoryId
+from engram_sidecar import gathering
 from engram_sidecar import recall as room
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.consistency import Floors, Session, Source, begin_session, session_of_request
 from engram_sidecar.envelope import Drawer
-from engram_sidecar.errors import IdempotencyKeyInUse, OutcomeUnknown, PreconditionFailed, ShardUnavailable
+from engram_sidecar.errors import (
+    IdempotencyKeyInUse,
+    OutcomeUnknown,
+    PreconditionFailed,
+    ShardUnavailable,
+    Shed,
+    SidecarError,
+)
+from engram_sidecar.fetching import Fetched
 from engram_sidecar.kept import Count, Recalled, key_of
 from engram_sidecar.patience import begin_request
 from engram_sidecar.recall import DOUBT_S, LONE_S, Recall, Rules
@@ -43,8 +53,9 @@ class Shelf:
         door = Door()  # without a login: nobody tells, and nothing is shared
         bulletin = Bulletin(door, lambda *_: None, lambda: None)
         remote = Remote(door, bulletin, lambda: 60.0, lambda: encrypts, self.unix_s)
-        rules = Rules(lambda: policy, lambda _: "s0", self.opened, self.opened, self.unix_s)
-        self.recall = Recall(self.floors, rules, Drawer(bytes(32)), bulletin, remote)
+        self.sheds = 0
+        rules = Rules(lambda: policy, lambda _: "s0", self.opened, self.opened, self.unix_s, self.shed)
+        self.recall = Recall(self.floors, rules, Drawer(bytes(32)), bulletin, remote, self.fetch)
         self.recall.adopt()
         self.version = 1
         self.created = NOW - timedelta(days=1)
@@ -60,20 +71,24 @@ class Shelf:
     def unix_s(self) -> float:
         return NOW.timestamp() + self.now_s - 1_000
 
-    async def load(self) -> tuple[Memory | None, str]:
+    def shed(self) -> None:
+        self.sheds += 1
+
+    async def fetch(self, ids: Sequence[MemoryId]) -> list[Fetched | SidecarError]:
         self.loads += 1
         version, began_s = self.version, self.now_s
         if self.gate is not None:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        session_of_request().met(self.source or Source(began_s))
+        session, source = session_of_request(), self.source or Source(began_s)
+        session.met(source)
         if not version:
-            return None, "s0"
+            return [Fetched(None, "s0", source)] * len(ids)
         created = self.created
         memory = Memory(ID, (), "k", "fact", "ada", None, None, f"secret {version}", "1", None, created, created,
                         self.expires, version)  # fmt: skip
-        return memory, "s0"
+        return [Fetched(memory, "s0", source)] * len(ids)
 
     def session(self, token: Token | None = None, level: str = "session") -> Session:
         begin_request()
@@ -83,12 +98,12 @@ class Shelf:
 
     async def get(self, token: Token | None = None, level: str = "session") -> Recalled:
         self.session(token, level)
-        return await self.recall.get(ID, self.load)
+        return await self.recall.get(ID)
 
     async def shown(self, token: Token | None = None, level: str = "session") -> tuple[int, int, str]:
         """The version, the age in seconds, and what was said of the cache, without its time to live."""
         session = self.session(token, level)
-        recalled = await self.recall.get(ID, self.load)
+        recalled = await self.recall.get(ID)
         said = session.headers()
         version = json.loads(recalled.body)["version"] if recalled.tag else 0
         return version, int(said.get("Age", 0)), said["Cache-Status"].removeprefix("engram; ").partition("; ttl")[0]
@@ -98,6 +113,12 @@ class Shelf:
             if outcome is not None:
                 raise outcome
             self.version += 1
+
+
+async def settled() -> None:
+    """All that can go on without the shard has."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -155,12 +176,11 @@ async def test_after_a_write_of_unknown_outcome_nothing_is_kept_until_it_has_end
 async def test_what_was_read_before_a_write_ended_is_not_kept(shelf: Shelf) -> None:
     shelf.gate = asyncio.Event()
     early = asyncio.create_task(shelf.get())
-    await asyncio.sleep(0)  # the request
-    await asyncio.sleep(0)  # its load
+    await settled()
     assert shelf.loads == 1
     await shelf.write()
     late = asyncio.create_task(shelf.get())
-    await asyncio.sleep(0)
+    await settled()
     shelf.gate.set()
     assert [json.loads(each.body)["version"] for each in await asyncio.gather(early, late)] == [1, 2]
     assert (await shelf.shown())[0] == 2
@@ -179,7 +199,7 @@ async def test_a_session_from_elsewhere_takes_only_what_was_read_since(shelf: Sh
     shelf.now_s += 0.5
     session = shelf.session(Token(1, {}, b"the next"))
     shelf.now_s += 0.001
-    assert json.loads((await shelf.recall.get(ID, shelf.load)).body)["version"] == 2
+    assert json.loads((await shelf.recall.get(ID)).body)["version"] == 2
     token = Token.parse(session.headers()["Engram-Session"])
     assert token.home == b"this one"
     shelf.now_s += 0.5
@@ -190,7 +210,7 @@ async def test_a_session_from_elsewhere_takes_only_what_was_read_since(shelf: Sh
 
 async def test_a_session_that_was_never_elsewhere_takes_what_is_kept(shelf: Shelf) -> None:
     session = shelf.session()
-    await shelf.recall.get(ID, shelf.load)
+    await shelf.recall.get(ID)
     token = Token.parse(session.headers()["Engram-Session"])
     assert (token.home, token.since_ms) == (b"this one", 0)
     assert (await shelf.shown(token))[2] == "hit"
@@ -220,7 +240,7 @@ async def test_who_is_shown_what_a_replica_said_has_met_what_it_may_have_seen(sh
     shelf.source = by_replica(shelf, 104)
     await shelf.get()
     session = shelf.session()
-    await shelf.recall.get(ID, shelf.load)
+    await shelf.recall.get(ID)
     assert Token.parse(session.headers()["Engram-Session"]).of("s0") == Position(1, 109)
 
 
@@ -229,7 +249,7 @@ async def test_a_shard_that_is_away_is_stood_in_for_up_to_the_bound(shelf: Shelf
     shelf.failure = ShardUnavailable("s0", "connection refused")
     shelf.now_s += LONE_S + 1
     session = shelf.session()
-    assert json.loads((await shelf.recall.get(ID, shelf.load)).body)["version"] == 1
+    assert json.loads((await shelf.recall.get(ID)).body)["version"] == 1
     assert session.headers()["Cache-Status"] == "engram; hit; ttl=-1; detail=stale"
     assert session.headers()["Age"] == "4"
     with pytest.raises(ShardUnavailable):
@@ -256,8 +276,7 @@ async def test_an_entry_near_its_end_is_read_again_beside_the_request(shelf: She
     shelf.version = 2
     shelf.now_s += LONE_S - 0.5
     assert await shelf.shown() == (1, 3, "hit")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settled()
     assert await shelf.shown() == (2, 0, "hit")
     assert shelf.loads == 2
     await shelf.recall.close()
@@ -266,9 +285,9 @@ async def test_an_entry_near_its_end_is_read_again_beside_the_request(shelf: She
 async def test_five_hundred_who_ask_at_once_ask_the_shard_once(shelf: Shelf) -> None:
     shelf.gate = asyncio.Event()
     tasks = [asyncio.create_task(shelf.get()) for _ in range(500)]
-    await asyncio.sleep(0)
+    await settled()
     tasks[0].cancel()  # the first of them, for whom it was asked
-    await asyncio.sleep(0)
+    await settled()
     shelf.gate.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(found[0], asyncio.CancelledError)
@@ -279,7 +298,7 @@ async def test_five_hundred_who_ask_at_once_ask_the_shard_once(shelf: Shelf) -> 
 async def test_a_failure_is_everybodys_who_waited_and_nobodys_after(shelf: Shelf) -> None:
     shelf.gate, shelf.failure = asyncio.Event(), ShardUnavailable("s0", "away")
     tasks = [asyncio.create_task(shelf.get()) for _ in range(5)]
-    await asyncio.sleep(0)
+    await settled()
     shelf.gate.set()
     assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} == {ShardUnavailable}
     shelf.failure = None
@@ -311,7 +330,7 @@ async def crossed(shelf: Shelf, early: int, late: int) -> list[int]:
     shelf.version = early
     shelf.gate = first = asyncio.Event()
     strong = asyncio.create_task(shelf.shown(level="strong"))
-    await asyncio.sleep(0)
+    await settled()
     shelf.version, shelf.gate = late, None
     plain = await shelf.shown()
     first.set()
@@ -328,8 +347,7 @@ async def test_an_answer_that_comes_late_does_not_take_the_place_of_a_later_one(
 async def test_nobody_joins_a_load_that_is_older_than_what_was_shown(shelf: Shelf) -> None:
     shelf.gate = first = asyncio.Event()
     slow = asyncio.create_task(shelf.shown())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settled()
     shelf.version, shelf.gate = 2, None
     assert (await shelf.shown(level="strong"))[0] == 2
     shelf.recall.flush()
@@ -350,7 +368,9 @@ async def test_what_was_shown_and_could_not_be_kept_leaves_nothing_older(shelf: 
 async def test_what_a_list_showed_is_not_followed_by_an_older_state(shelf: Shelf) -> None:
     await shelf.get()
     shelf.version = 2
-    memory, _ = await shelf.load()
+    [fetched] = await shelf.fetch([ID])
+    assert isinstance(fetched, Fetched)
+    memory = fetched.memory
     assert memory is not None
     shelf.recall.saw([memory])
     assert await shelf.shown() == (2, 0, "fwd=uri-miss")
@@ -384,7 +404,7 @@ async def test_one_who_joined_is_told_how_old_the_answer_is(shelf: Shelf) -> Non
     shelf.floors.settle("s0", Position(1, 100), shelf.floors.ticket())
     shelf.gate, shelf.source = asyncio.Event(), Source(shelf.now_s, Position(1, 104), Position(1, 104), behind_s=8.0)
     tasks = [asyncio.create_task(shelf.shown()) for _ in range(2)]
-    await asyncio.sleep(0)
+    await settled()
     shelf.gate.set()
     assert [each[1] for each in await asyncio.gather(*tasks)] == [8, 8]
 
@@ -394,7 +414,7 @@ async def test_one_that_lives_shorter_than_the_policy_says_is_not_read_again_at_
     await shelf.get()
     for _ in range(5):
         assert (await shelf.shown())[2] == "hit"
-    await asyncio.sleep(0)
+    await settled()
     assert shelf.loads == 1
 
 
@@ -426,14 +446,57 @@ async def test_who_joined_a_load_that_failed_is_counted_neither_as_a_miss_nor_as
     """The metrics follow these numbers, and a counter that falls would end every scrape."""
     shelf.gate, shelf.failure = asyncio.Event(), ShardUnavailable("s0", "away")
     tasks = [asyncio.create_task(shelf.get()) for _ in range(5)]
-    await asyncio.sleep(0)
+    await settled()
     shelf.gate.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert shelf.recall.count == Count()
     shelf.failure, shelf.gate = None, asyncio.Event()
     tasks = [asyncio.create_task(shelf.get()) for _ in range(5)]
-    await asyncio.sleep(0)
+    await settled()
     shelf.gate.set()
     await asyncio.gather(*tasks)
     await shelf.get()
     assert shelf.recall.count == Count(hits=1, misses=1, collapsed=4, stores=1)
+
+
+async def test_reads_beyond_those_that_may_wait_for_a_shard_are_shed(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "LATE_S", 60.0)
+    shelf.gate = asyncio.Event()
+    waiting = POLICY.resilience.waiting_requests
+
+    first = asyncio.create_task(shelf.get(level="strong"))
+    await settled()  # it is out
+    rest = [asyncio.create_task(shelf.get(level="strong")) for _ in range(waiting)]
+    await settled()
+    assert dict(shelf.recall.waiting()) == {"s0": waiting}
+    with pytest.raises(Shed):
+        await shelf.get(level="strong")
+    assert shelf.sheds == 1
+    shelf.gate.set()
+    assert len(await asyncio.gather(first, *rest)) == waiting + 1
+
+
+async def test_reads_of_one_need_are_one_question_and_a_session_from_elsewhere_asks_alone(shelf: Shelf) -> None:
+    shelf.gate = asyncio.Event()
+    out = [asyncio.create_task(shelf.get(level="strong"))]
+    await settled()
+    out += [asyncio.create_task(shelf.get(level="strong")) for _ in range(5)]
+    await settled()
+    assert shelf.loads == 1
+    out += [asyncio.create_task(shelf.get(Token(1, {}, b"the next"))) for _ in range(2)]
+    await settled()
+    assert shelf.loads == 3
+    shelf.gate.set()
+    await asyncio.gather(*out)
+    assert shelf.loads == 4
+
+
+async def test_a_load_that_breaks_is_told_to_who_waits(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(room, "memory_document", broken)
+    with pytest.raises(ZeroDivisionError):
+        await shelf.get()

@@ -12,7 +12,6 @@ from engram_sidecar.checkup import Parts
 from engram_sidecar.clearing import Clearing
 from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Floors
-from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.gate import Kind, Shown
 from engram_sidecar.health import Used
@@ -24,6 +23,7 @@ from engram_sidecar.reports import Encryption, Usage
 from engram_sidecar.sealing import Vault
 from engram_sidecar.sizes import Sizes
 from engram_sidecar.snapshot import Snapshots
+from tests.harness import no_shard
 from tests.unit.configs import a_config
 
 ROUTE = ("GET", "/v1/items")
@@ -55,7 +55,7 @@ class Stage:
         self.metrics.watch_uptime(lambda: self.now_s - 100.0)
         in_force = InForce(config)
         vault = Vault(lambda: config, os.urandom, lambda *_: None)
-        caches = Caches.create(in_force, vault, Floors(), Drawer(bytes(32)))
+        caches = Caches.create(in_force, vault, Floors(), no_shard, lambda: None)
         caches.adopt(config)
         self.sizes = Sizes(self.ledger, self.metrics, lambda: self.now_s, lambda: self.now_s)  # type: ignore[arg-type]
         parts = Parts(
