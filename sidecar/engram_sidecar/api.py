@@ -24,7 +24,7 @@ from engram_sidecar.batches import operation_count, outcome_document, parse_batc
 from engram_sidecar.config import InForce
 from engram_sidecar.errors import Flaw, PreconditionFailed, SidecarError, Unprocessable
 from engram_sidecar.etags import parse_tags
-from engram_sidecar.express import GONE
+from engram_sidecar.express import GONE, Target
 from engram_sidecar.idempotency import Once, Write
 from engram_sidecar.intake import (
     Answered,
@@ -37,6 +37,7 @@ from engram_sidecar.intake import (
     path_id,
     problem_response,
 )
+from engram_sidecar.kept import key_of
 from engram_sidecar.limiting import Limiter
 from engram_sidecar.metrics import Metrics
 from engram_sidecar.openapi import openapi_document
@@ -263,14 +264,16 @@ class Api:
         accepted = parse_tags(",".join(expected), "If-Match") if expected else None
         header = request.headers.getall("If-None-Match", [])
         known = parse_tags(",".join(header), "If-None-Match", weak=True) if header else ()
+        subject = call.subject
+        named = None if call.path_id else (subject.user, subject.namespace or (), subject.key)
         recalled = await self._pipeline.get(memory_id)
         if self._in_force.config.policy.audit:
-            call.subject.is_named(*wire.named_in(recalled.body))
+            subject.is_named(*wire.named_in(recalled.body))
         if accepted is not None and recalled.tag not in map(str, accepted):
             raise PreconditionFailed("If-Match: the memory's entity tag is another one now")
         if known is None or recalled.tag in map(str, known):
             return web.Response(status=304, headers={"ETag": recalled.tag})
-        self._shortcut.learn(call.request, memory_id, call.route)
+        self._shortcut.learn(request, Target(key_of(memory_id), memory_id, call.route, named))
         return encoded_response(recalled.body, headers={"ETag": recalled.tag})
 
     async def _answer_put(self, call: Call, put: Put) -> web.Response:

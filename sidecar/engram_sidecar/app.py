@@ -29,7 +29,7 @@ from engram_sidecar.clearing import Clearing
 from engram_sidecar.config import FILES, Config, InForce, read_config, watch
 from engram_sidecar.consistency import Floors
 from engram_sidecar.errors import SealBroken
-from engram_sidecar.express import Express, Seen
+from engram_sidecar.express import Express, Rooms
 from engram_sidecar.fetching import Fetcher
 from engram_sidecar.gate import Gate, Kind
 from engram_sidecar.guard import Guard
@@ -94,8 +94,8 @@ async def serving(settings: Settings) -> AsyncIterator[Sidecar]:
     intake = Intake(limits, settings.body_timeout_s, time.monotonic, floors)
     parts = Parts(gate.breakers, metrics.recent, Meter(time.process_time, time.monotonic).read, caches.state)
     checkup, limiter = Checkup(store, in_force, vault, parts, world), _limiter(in_force, caches, metrics)
-    seen = Seen(metrics, trail, is_traced=settings.tracing is not None)
-    shortcut = Shortcut(caches.recall, Express(caches.recall, floors, limiter, in_force, seen), limiter, in_force, seen)
+    rooms = Rooms(caches.recall, floors, limiter, in_force, metrics, trail)
+    shortcut = Shortcut(rooms, Express(rooms), is_traced=settings.tracing is not None)
     sizes, clearing = Sizes(ledger, metrics, world.now_s, world.monotonic_s), Clearing(caches, in_force, time.time)
     desks = Desks(ledger, checkup, clearing, Snapshots(metrics, sizes, clearing, parts, world))
     tracer, admin = Tracer(settings.tracing, settings.pod), Admin(metrics, in_force, checkup)

@@ -176,9 +176,13 @@ class Session:
         """To be taken before a primary is asked: `reached` needs it."""
         return self._floors.ticket()
 
-    def reached(self, shard: str, position: Position, ticket: int | None = None) -> None:
-        """Nothing that this request wrote to or saw of the shard is later. `ticket`: of before its primary said so."""
-        self._answered[shard] = max(position, self._answered.get(shard, position))
+    def reached(self, shard: str, position: Position, ticket: int | None = None, *, is_last_word: bool = False) -> None:
+        """Nothing that this request wrote to or saw of the shard is later. `ticket`: of before its primary said so.
+
+        Only a primary that was asked since the request came has the last word: a later position of the token is gone.
+        """
+        told = self._token.of(shard) if ticket is None and not is_last_word else None
+        self._answered[shard] = max(position, self._answered.get(shard, position), told or position)
         self._floors.settle(shard, position, ticket)
 
     def is_as_old_as(self, age_s: float) -> None:
@@ -196,7 +200,7 @@ class Session:
     def headers(self) -> Mapping[str, str]:
         """What the answer says: the session's token, and of what was read how old it may be, in seconds, and whence.
 
-        What a node told of a shard takes the place of what the token said: a primary has the last word.
+        What is known of a shard now takes the place of what the token said, and is no less (`reached`).
         """
         age = {} if self._age_s is None else {"Age": str(ceil(self._age_s))}
         if self._cached:
@@ -224,10 +228,10 @@ class _Joined(Session):
         """As of each session alone: their floors are the same."""
         return self._sessions[0].ticket()
 
-    def reached(self, shard: str, position: Position, ticket: int | None = None) -> None:
+    def reached(self, shard: str, position: Position, ticket: int | None = None, *, is_last_word: bool = False) -> None:
         """As of each session alone."""
         for session in self._sessions:
-            session.reached(shard, position, ticket)
+            session.reached(shard, position, ticket, is_last_word=is_last_word)
 
 
 @lru_cache(1_024)

@@ -29,7 +29,7 @@ from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Floors, Level, Session
 from engram_sidecar.errors import DeadlineExceeded, NotFound, ShardUnavailable, SidecarError
 from engram_sidecar.gate import GRACE_S
-from engram_sidecar.kept import Recalled, shown
+from engram_sidecar.kept import Recalled
 from engram_sidecar.limiting import Limiter
 from engram_sidecar.listening import Later, Reply
 from engram_sidecar.metrics import Metrics
@@ -38,7 +38,7 @@ from engram_sidecar.recall import Recall
 
 log = logging.getLogger(__name__)
 
-READ: Final = "retrieve"
+READ: Final = "retrieve"  # as metrics and the audit name it
 _OK: Final = 200
 _SERVER_ERROR: Final = 500
 GONE: Final = 499  # the caller left before the answer, as others note it too
@@ -46,11 +46,15 @@ GONE: Final = 499  # the caller left before the answer, as others note it too
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a request reads: the key of what is kept, the memory, and the route as metrics name it."""
+    """What a request reads: the key of what is kept, the memory, and the route as metrics name it.
+
+    `named`: user, namespace and key, if the request names the memory by them.
+    """
 
     key: bytes
     memory: MemoryId
     route: tuple[str, str]
+    named: tuple[str | None, tuple[str, ...], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,15 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Who counts and notes requests."""
+class Rooms:
+    """What the short ways of a read go through: what is kept, who is admitted, and who counts and notes requests."""
 
+    recall: Recall
+    floors: Floors
+    limiter: Limiter
+    in_force: InForce
     metrics: Metrics
     trail: Trail
-    is_traced: bool  # each request is a span
 
 
 @dataclass(slots=True, eq=False)
@@ -78,23 +85,24 @@ class _Call:
     session: Session
     began_s: float
     reply: Reply | None
+    load: "asyncio.Future[Recalled] | None" = None
     timer: asyncio.TimerHandle | None = None
 
 
 class Express:
     """Answers reads by id of sessions that were never elsewhere."""
 
-    def __init__(self, recall: Recall, floors: Floors, limiter: Limiter, in_force: InForce, seen: Seen) -> None:
-        self.floors = floors
-        self._recall = recall
-        self._limiter = limiter
-        self._in_force = in_force
-        self._metrics = seen.metrics
-        self._trail = seen.trail
+    def __init__(self, rooms: Rooms) -> None:
+        self._recall = rooms.recall
+        self._floors = rooms.floors
+        self._limiter = rooms.limiter
+        self._in_force = rooms.in_force
+        self._metrics = rooms.metrics
+        self._trail = rooms.trail
 
     def begin(self, target: Target, said: Said, began_s: float, reply: Reply) -> bytes | Later | None:
         """The whole response, or LATER if `reply` is given it; None if the request goes the long way."""
-        session = Session(self.floors, said.level)
+        session = Session(self._floors, said.level)
         if said.token:
             session.read_headers((), (said.token,), asyncio.get_running_loop().time())
         if not session.is_of_here or self._in_force.refusal is not None:
@@ -116,53 +124,54 @@ class Express:
         return answer
 
     def _load(self, call: _Call) -> None:
-        """Its answer comes later. Raises Shed."""
+        """Its answer comes later."""
         loop = asyncio.get_running_loop()
         by_s = loop.time() + self._in_force.config.policy.resilience.deadline_seconds
-        load = self._recall.load(call.target.memory, call.session, by_s)
-        load.add_done_callback(partial(self._came, call))
+        call.load = self._recall.load(call.target.memory, call.session, by_s)
+        call.load.add_done_callback(partial(self._came, call))
         call.timer = loop.call_at(by_s + GRACE_S, self._late, call)
 
     def _came(self, call: _Call, load: "asyncio.Future[Recalled]") -> None:
         """The load has ended."""
         if call.timer is not None:
             call.timer.cancel()
-        if load.cancelled():
-            self._answer(call, self._instead(call, ShardUnavailable(self._shard(call), "ended")))
-        elif (failure := load.exception()) is None:
-            self._recall.came(load.result(), call.session)
-            self._answer(call, shown(load.result(), call.session))
-        else:
-            self._answer(call, self._instead(call, failure))
+        failure = ShardUnavailable(self._shard(call), "ended") if load.cancelled() else load.exception()
+        self._answer(call, load.result() if failure is None else failure)
 
     def _late(self, call: _Call) -> None:
         """Its time is over."""
-        late = DeadlineExceeded(self._shard(call), "no answer in time")
-        self._answer(call, self._instead(call, late))
+        self._answer(call, DeadlineExceeded(self._shard(call), "no answer in time"))
+        if call.load is not None and not call.session.is_plain:
+            call.load.cancel()  # nobody else waits for it
 
-    def _instead(self, call: _Call, failure: BaseException) -> Recalled | BaseException:
-        """What is shown where the shard does not answer, or the failure."""
-        if not isinstance(failure, ShardUnavailable):
-            return failure
-        try:
-            return self._recall.instead(call.target.memory, call.session, failure)
-        except Exception as error:  # noqa: BLE001  it is the answer
-            return error
-
-    def _answer(self, call: _Call, outcome: Recalled | BaseException) -> None:
-        """Sends it, if that was not done."""
+    def _answer(self, call: _Call, ended: Recalled | BaseException) -> None:
+        """Sends what the load came to, or what is shown in its stead, if nothing was sent."""
         if (reply := call.reply) is None:
             return
         call.reply = None
-        status, subject, answer = self._made(call, outcome)
+        try:
+            outcome = self._shown(call, ended)
+            status, subject, answer = self._made(call, outcome)
+        except Exception as error:  # noqa: BLE001  it is the answer
+            status, subject, answer = self._made(call, error)
         if reply(answer):
             self._note(call, status, subject)
         else:
             self._trail.record(READ, GONE, subject)
 
+    def _shown(self, call: _Call, ended: Recalled | BaseException) -> Recalled:
+        """What is shown. Raises the failure if it is nothing."""
+        if isinstance(ended, Recalled):
+            return self._recall.came(ended, call.session)
+        if isinstance(ended, ShardUnavailable):
+            return self._recall.instead(call.target.memory, call.session, ended)
+        raise ended
+
     def _made(self, call: _Call, outcome: Recalled | BaseException) -> tuple[int, Subject, bytes]:
         """The answer as it is sent, its status, and what it is about."""
         subject = Subject(memory=call.target.memory)
+        if call.target.named is not None:
+            subject.is_named(*call.target.named)
         if isinstance(outcome, Recalled) and outcome.tag:
             if self._in_force.config.policy.audit:
                 subject.is_named(*wire.named_in(outcome.body))

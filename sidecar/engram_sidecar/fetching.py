@@ -39,13 +39,16 @@ class Fetcher:
         self._follower = Follower(store, in_force, timeout_s)
 
     async def fetch(self, ids: Sequence[MemoryId]) -> list[Fetched | SidecarError]:
-        """Each memory, or why there is no answer for it. All are of one shard, by the map in force when they came."""
+        """Each memory, or why there is no answer for it; those of another map, or of several shards, one by one."""
+        shard_map = self._in_force.config.shard_map
         try:
-            return [*await self._fetch(ids, self._in_force.config.shard_map)]
+            if len({shard_map.shard_of(each.slot).id for each in ids}) == 1:
+                return [*await self._fetch(ids, shard_map)]
         except SlotMoved:
-            return [await self._fetch_alone(each) for each in ids]
+            pass
         except SidecarError as failure:
             return [failure] * len(ids)
+        return [await self._fetch_alone(each) for each in ids]
 
     async def _fetch_alone(self, memory_id: MemoryId) -> Fetched | SidecarError:
         try:

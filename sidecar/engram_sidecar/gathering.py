@@ -46,6 +46,7 @@ class Gatherer(Generic[Key, Item, Answer]):
         self._most = most
         self._lines: dict[Key, _Line[Item, Answer]] = {}
         self._questions: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def waiting(self, key: Key) -> int:
         """How many items wait to be asked."""
@@ -73,7 +74,11 @@ class Gatherer(Generic[Key, Item, Answer]):
         return future
 
     async def close(self) -> None:
-        """Ends the questions that are out."""
+        """Ends the questions that are out; what waits has no answer."""
+        self._is_closed = True
+        for line in self._lines.values():
+            for _, future in line.waiting:
+                future.cancel()
         for question in self._questions:
             question.cancel()
         await asyncio.gather(*self._questions, return_exceptions=True)
@@ -102,6 +107,19 @@ class Gatherer(Generic[Key, Item, Answer]):
     async def _question(
         self, key: Key, line: _Line[Item, Answer], group: Sequence[tuple[Item, "asyncio.Future[Answer]"]]
     ) -> None:
+        try:
+            await self._answer(key, group)
+        except asyncio.CancelledError:
+            for _, future in group:
+                future.cancel()
+            raise
+        finally:
+            line.out -= 1
+            if not line.is_called and not self._is_closed:
+                line.is_called = True
+                asyncio.get_running_loop().call_soon(self._send, key, line)  # with what has come by then
+
+    async def _answer(self, key: Key, group: Sequence[tuple[Item, "asyncio.Future[Answer]"]]) -> None:
         pairs: list[tuple[tuple[Item, asyncio.Future[Answer]], Answer | Exception]]
         try:
             answers = await self._ask(key, [item for item, _ in group])
@@ -115,7 +133,3 @@ class Gatherer(Generic[Key, Item, Answer]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
-        line.out -= 1
-        if not line.is_called:
-            line.is_called = True
-            asyncio.get_running_loop().call_soon(self._send, key, line)  # with what has come by then

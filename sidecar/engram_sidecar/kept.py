@@ -66,14 +66,18 @@ def order(tag: str, other: str) -> int | None:
     return 1 if version > other_version else -1
 
 
-def shown(recalled: Recalled, session: Session) -> Recalled:
-    """What came of a load is shown to the session."""
+def shown(recalled: Recalled, session: Session, *, is_own: bool = False) -> Recalled:
+    """What was kept, or loaded since the session's request came (`is_own`), is shown to it.
+
+    An eventual read of a replica raises nothing.
+    """
     source = recalled.source
     session.met(source, recalled.shard)
     if source.look is not None or (source.shown is not None and not source.is_shared):
         session.is_as_old_as(source.behind_s)
-    if source.shown is not None and session.level is not Level.EVENTUAL:
-        session.reached(recalled.shard, source.shown)
+    if source.shown is not None and (source.look is None or session.level is not Level.EVENTUAL):
+        is_last_word = is_own and source.look is None and not source.is_shared
+        session.reached(recalled.shard, source.shown, is_last_word=is_last_word)
     return recalled
 
 

@@ -75,7 +75,7 @@ class Connection(web.RequestHandler):
     """aiohttp's connection, which knows where it stands between requests.
 
     It does so by counting: when all that came since the last boundary is the one request that was answered, to the
-    byte, and aiohttp waits for the next one, whatever comes begins a request.
+    byte, and aiohttp has sent its answer, whatever comes begins a request.
     """
 
     __slots__ = ("_at_once", "_behind", "_came_bytes", "_drained", "_first", "_is_closing", "_is_owing", "_whole_bytes")
@@ -110,14 +110,13 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Answers it or has it parsed."""
-        if self._is_owing:
+        if self._is_owing or self._behind:
             self._behind += data
             if len(self._behind) > MAX_HEAD_BYTES and self.transport is not None:
                 self.transport.pause_reading()
             return
         if self._came_bytes == self._whole_bytes:  # a request begins
-            is_idle = self._waiter is not None and not self._waiter.done() and not self._paused
-            answer = self._at_once(data, self._reply) if is_idle else None
+            answer = self._at_once(data, self._reply) if self._is_free() else None
             if isinstance(answer, bytes) and self.transport is not None:
                 self.transport.write(answer)
             if answer is not None:
@@ -129,6 +128,11 @@ class Connection(web.RequestHandler):
             self._first += data
         self._came_bytes += len(data)
         super().data_received(data)
+
+    def _is_free(self) -> bool:
+        """Whether all that came before is answered and sent, and more may be."""
+        is_idle = not self._request_in_progress and not self._messages
+        return is_idle and not self._paused and not self._close and not self._force_close
 
     def _reply(self, answer: bytes) -> bool:
         self._is_owing = False
@@ -142,10 +146,15 @@ class Connection(web.RequestHandler):
             return True
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._behind:
-            behind, self._behind = self._behind, b""
+            self._loop.call_soon(self._go_on)
+        return True
+
+    def _go_on(self) -> None:
+        """With what came while an answer was owed."""
+        behind, self._behind = self._behind, b""
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
             self.data_received(behind)
-        return True
 
     def close(self) -> None:
         """Ends it when its request, if it has one, is answered."""

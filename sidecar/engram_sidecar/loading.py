@@ -21,7 +21,7 @@ from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.cache import Ticket
 from engram_sidecar.consistency import Floors, Level, Session, Source, take_up
-from engram_sidecar.errors import KeyMissing, SealBroken, SidecarError
+from engram_sidecar.errors import KeyMissing, SealBroken, Shed, SidecarError
 from engram_sidecar.fetching import Fetch, Fetched
 from engram_sidecar.gathering import GATHERED, Gatherer
 from engram_sidecar.kept import Recalled, order
@@ -66,7 +66,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """What a loader asks and tells.
+    """What a loader asks and tells. `most_waiting` reads wait for a shard; `on_shed` is told of each beyond.
 
     `fetch` asks the shards. `opened`: what is sealed in the clear; `opened_quietly`: nobody is told if it cannot be.
     `forget`: what L2 has of a memory of the shard, up to a position, is of no use.
@@ -76,6 +76,8 @@ class Ways:
     opened: Callable[[Memory], Awaitable[Memory]]
     opened_quietly: Callable[[Memory], Awaitable[Memory]]
     forget: Callable[[str, MemoryId, Position | None], None]
+    most_waiting: Callable[[], int]
+    on_shed: Callable[[], None]
 
 
 class Loader:
@@ -98,10 +100,6 @@ class Loader:
             waiting[shard] += count
         return waiting
 
-    def is_full(self, shard: str, session: Session, most: int) -> bool:
-        """Whether so many reads of the same need wait to be asked of the shard."""
-        return self._of_shards.waiting((shard, whose(session))) >= most
-
     def begin(self, wanted: Wanted) -> None:
         """Asks for it; `settle` is told, later."""
         if wanted.shared is not None and wanted.asks_remote:
@@ -122,6 +120,10 @@ class Loader:
         await asyncio.gather(self._of_remote.close(), self._of_shards.close())
 
     def _go_to_shard(self, wanted: Wanted) -> None:
+        if sum(self._of_shards.waiting((wanted.shard, level)) for level in Level) >= self._ways.most_waiting():
+            self._ways.on_shed()
+            self._settle(wanted, Shed(wanted.shard, "too many requests wait for the node"))
+            return
         asked = self._of_shards.ask_for((wanted.shard, whose(wanted.session)), wanted)
         asked.add_done_callback(partial(self._came, wanted))
         wanted.future.add_done_callback(lambda ended: asked.cancel() if ended.cancelled() else None)

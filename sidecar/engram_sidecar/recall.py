@@ -38,7 +38,6 @@ from engram_sidecar.errors import (
     IdempotencyKeyInUse,
     OutcomeUnknown,
     ShardUnavailable,
-    Shed,
     SidecarError,
 )
 from engram_sidecar.fetching import Fetch
@@ -88,7 +87,7 @@ class Recall:
         self._remote = remote
         self._cache: Cache[bytes, Kept] = Cache(0, 0)
         self._loads = Loads[Recalled]()
-        ways = Ways(fetch, rules.opened, rules.opened_quietly, self._forget_there)
+        ways = Ways(fetch, rules.opened, rules.opened_quietly, self._forget_there, self._most_waiting, rules.on_shed)
         self._loader = Loader(floors, ways, remote, self._settle)
         self._hearsay = Hearsay(floors)
 
@@ -137,13 +136,12 @@ class Recall:
         by_s = of_request().begin(_now_s(), tuned.deadline_seconds, tuned.failover_seconds)
         try:
             async with asyncio.timeout(by_s + GRACE_S - _now_s()):
-                recalled = await self._loaded(memory_id, session, by_s)
+                return await self._loaded(memory_id, session, by_s)
         except TimeoutError:
             late = DeadlineExceeded(self._rules.shard_of(memory_id), "no answer in time")
             return self.instead(memory_id, session, late)
         except ShardUnavailable as failure:
             return self.instead(memory_id, session, failure)
-        return shown(recalled, session)
 
     def find(self, memory_id: MemoryId, session: Session) -> Recalled | None:
         """What is kept, if it is fresh and the session may take it. Shortly before its end it is loaded again."""
@@ -206,25 +204,20 @@ class Recall:
             with suppress(DeadlineExceeded):  # who began it had less time left: it is loaded anew, for this one
                 recalled = await asyncio.shield(load)
                 self.count.collapsed += 1
-                return recalled
+                return shown(recalled, session)
         load = self.load(memory_id, session, by_s)
-        recalled = await (asyncio.shield(load) if session.is_plain else load)
-        self.came(recalled, session)
-        return recalled
+        return self.came(await (asyncio.shield(load) if session.is_plain else load), session)
 
     def is_under_way(self, memory_id: MemoryId) -> bool:
         """Whether a load of it may be joined."""
         return key_of(memory_id) in self._loads
 
     def load(self, memory_id: MemoryId, session: Session, by_s: float) -> "asyncio.Future[Recalled]":
-        """A load of L2 or the shard for this session, which others may join if it is a plain one. Raises Shed.
+        """A load of L2 or the shard for this session, which others may join if it is a plain one.
 
         Its end is to be told to `came`.
         """
         key, shard, now_s = key_of(memory_id), self._rules.shard_of(memory_id), _now_s()
-        if self._loader.is_full(shard, session, self._rules.policy().resilience.waiting_requests):
-            self._rules.on_shed()
-            raise Shed(shard, "too many requests wait for the node")
         # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
         may_share = session.is_plain and not self._loads.was_asked(key, now_s)
         future: asyncio.Future[Recalled] = asyncio.get_running_loop().create_future()
@@ -234,13 +227,14 @@ class Recall:
         self._loader.begin(Wanted(memory_id, key, shard, session, by_s, recorder(), remote, may_share, ticket, future))
         return future
 
-    def came(self, recalled: Recalled, session: Session) -> None:
-        """A request's own load has come."""
+    def came(self, recalled: Recalled, session: Session) -> Recalled:
+        """A request's own load has come, and is shown to its session."""
         if recalled.source.is_shared:
             session.cached("fwd=uri-miss; detail=shared")
             self.count.shared += 1
         else:
             self.count.misses += 1
+        return shown(recalled, session, is_own=True)
 
     def waiting(self) -> Mapping[str, int]:
         """Shard -> how many reads wait to be asked of it."""
@@ -275,6 +269,9 @@ class Recall:
                 share = self._loader.share(loaded.stored, shard, source.shown, wanted.shared)
                 self._loads.go_on_beside(asyncio.create_task(share))
         return recalled
+
+    def _most_waiting(self) -> int:
+        return self._rules.policy().resilience.waiting_requests
 
     def _forget_there(self, shard: str, memory_id: MemoryId, position: Position | None) -> None:
         self._loads.go_on_beside(asyncio.create_task(self._bulletin.tell(shard, [memory_id], position)))
@@ -329,8 +326,8 @@ class Recall:
 
     def _refresh(self, memory_id: MemoryId) -> None:
         """Loads the memory beside the request, for whoever asks next."""
-        with suppress(Shed):  # then it is loaded when it is too old
-            _ = self.load(memory_id, Session(self._floors), _now_s() + self._rules.policy().resilience.deadline_seconds)
+        by_s = _now_s() + self._rules.policy().resilience.deadline_seconds
+        _ = self.load(memory_id, Session(self._floors), by_s)
 
     def _age_s(self, kept: Kept, now_s: float) -> float:
         """At most so long ago was written what it lacks: what was told before the last beat would have dropped it."""

@@ -22,16 +22,12 @@ from aiohttp import HttpVersion11, web
 
 from engram_contract.names import CONFIG_HEADER, CONSISTENCY_HEADER, SESSION_HEADER
 from engram_contract.session import BadToken, Position, Token, mark_of
-from engram_contract.slots import MemoryId
 from engram_sidecar import wire
 from engram_sidecar.audit import Subject
-from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Level
-from engram_sidecar.express import Express, Said, Seen, Target, written
+from engram_sidecar.express import READ, Express, Rooms, Said, Target, written
 from engram_sidecar.kept import Kept, key_of, ttl
-from engram_sidecar.limiting import Limiter
 from engram_sidecar.listening import Later, Reply, head_of
-from engram_sidecar.recall import Recall
 from engram_sidecar.tracing import TIMING_HEADER
 
 MAX_TARGETS: Final = 10_000
@@ -40,7 +36,6 @@ MAX_TAILS: Final = 1_000  # a caller has one, and another one when what it says 
 MAX_TAIL_BYTES: Final = 1_024
 MAX_HOSTS: Final = 16
 MAX_TOKEN_CHARS: Final = 512  # of some 18 shards; a longer one goes the long way
-_READ: Final = "retrieve"
 # With one of these a request may want something else than the document.
 _LONG_WAY: Final = frozenset(
     name.lower()
@@ -60,25 +55,25 @@ Value = TypeVar("Value")
 class Shortcut:
     """Answers what is kept. `learn` is told of what the long way answered."""
 
-    def __init__(self, recall: Recall, express: Express, limiter: Limiter, in_force: InForce, seen: Seen) -> None:
-        self._recall = recall
+    def __init__(self, rooms: Rooms, express: Express, *, is_traced: bool) -> None:
+        self._recall = rooms.recall
         self._express = express
-        self._floors = express.floors
-        self._in_force = in_force
-        self._limiter = limiter
-        self._metrics = seen.metrics
-        self._trail = seen.trail
-        self._is_traced = seen.is_traced
+        self._floors = rooms.floors
+        self._in_force = rooms.in_force
+        self._limiter = rooms.limiter
+        self._metrics = rooms.metrics
+        self._trail = rooms.trail
+        self._is_traced = is_traced  # each request is a span
         self._targets: dict[str, Target] = {}
         self._tails: dict[bytes, Said] = {}
         self._hosts: set[str] = set()
-        in_force.subscribe(lambda _: self._forget())
+        rooms.in_force.subscribe(lambda _: self._forget())
 
-    def learn(self, request: web.BaseRequest, memory_id: MemoryId, route: tuple[str, str]) -> None:
+    def learn(self, request: web.BaseRequest, target: Target) -> None:
         """The long way showed this memory to this request."""
         if self._is_traced or request.method != "GET" or not _is_short(request.raw_path):
             return
-        _keep(self._targets, request.raw_path, Target(key_of(memory_id), memory_id, route), MAX_TARGETS)
+        _keep(self._targets, request.raw_path, target, MAX_TARGETS)
         if len(self._hosts) >= MAX_HOSTS:
             self._hosts.clear()
         self._hosts.add(request.headers["Host"])
@@ -143,8 +138,8 @@ class Shortcut:
         if config.policy.audit:
             subject = Subject(memory=target.memory)
             subject.is_named(*wire.named_in(body))
-            self._trail.record(_READ, 200, subject)
-        self._metrics.observe(_READ, target.route, 200, began_s, time.monotonic(), is_success=True)
+            self._trail.record(READ, 200, subject)
+        self._metrics.observe(READ, target.route, 200, began_s, time.monotonic(), is_success=True)
         return body, {
             "Content-Type": "application/json",
             "ETag": kept.tag,

@@ -270,3 +270,39 @@ async def test_an_answer_that_is_owed_at_the_drain_is_given(
     assert (await answered)[2]["content"] == "heron 1"
     assert await line.reader.read() == b"", "and the connection has ended"
     line.writer.close()
+
+
+async def test_a_fault_of_ours_is_an_answer_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = await stage.lines(1)
+
+    def broken(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("engram_sidecar.wire.named_in", broken)
+    status, headers, body = await line.get(stage.ids[1])
+    assert (status, body["type"].endswith("internal"), is_express(headers)) == (500, True, True)
+    monkeypatch.undo()
+    assert (await line.get(stage.ids[1]))[0] == 200
+
+
+async def test_a_read_that_was_answered_late_is_no_miss_and_one_by_name_is_noted_by_its_name(stage: Stage) -> None:
+    line, other = await stage.lines(2)
+    await line.ask("PUT", "/v1/items?user=ada&namespace=a&key=k", {"content": "heron"})
+    item = b"GET /v1/items?user=ada&namespace=a&key=k HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    line.writer.write(item)
+    assert (await line.answer())[0] == 200
+    misses = (await other.ask("GET", "/v1/cache"))[2]["misses"]
+    stage.proxy.turn(Fault.HELD)
+    line.writer.write(item)
+    status, headers, _ = await line.answer()
+    assert (status, is_express(headers)) == (504, True)
+    stage.proxy.turn(Fault.NONE)
+    await asyncio.sleep(0.3)
+    assert (await other.ask("GET", "/v1/cache"))[2]["misses"] == misses
+    while True:
+        _, _, audit = await other.ask("GET", "/v1/audit?limit=1000")
+        late = [each for each in audit["entries"] if each["status"] == 504]
+        if late:
+            break
+        await asyncio.sleep(0.1)
+    assert [(each["user"], each["namespace"], each["key"]) for each in late] == [("ada", ["a"], "k")]

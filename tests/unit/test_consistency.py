@@ -120,6 +120,18 @@ def test_the_primary_has_the_last_word_over_a_token(floors: Floors) -> None:
     assert token_of(forged).of("s0") == at(70)
 
 
+def test_what_is_shown_to_a_session_takes_nothing_from_what_it_met_and_a_primary_that_it_asked_may(
+    floors: Floors,
+) -> None:
+    shown = session(floors, told(at(9)))
+    shown.reached("s0", at(5))
+    assert token_of(shown) == told(at(9))
+    assert shown.floor("s0") == at(9)
+    asked = session(floors, told(at(9)))
+    asked.reached("s0", at(5), asked.ticket())
+    assert token_of(asked) == told(at(5)), "as the other one was of another history"
+
+
 def test_an_answer_keeps_what_it_did_not_touch_and_drops_shards_that_are_gone(floors: Floors) -> None:
     gone = Token(1, {mark_of("s0"): at(5), mark_of("s1"): at(6), mark_of("s9"): at(7)})
     assert token_of(session(floors, gone)) == told(at(5))

@@ -500,3 +500,15 @@ async def test_a_load_that_breaks_is_told_to_who_waits(shelf: Shelf, monkeypatch
     monkeypatch.setattr(room, "memory_document", broken)
     with pytest.raises(ZeroDivisionError):
         await shelf.get()
+
+
+@pytest.mark.parametrize(("look", "is_raised"), [(None, True), (Position(1, 90), False)])
+async def test_an_eventual_read_raises_its_session_unless_a_replica_answered(
+    shelf: Shelf, look: Position | None, is_raised: bool
+) -> None:
+    shelf.floors.settle("s0", Position(1, 10), shelf.floors.ticket())
+    shelf.source = Source(shelf.now_s, look, Position(1, 100))
+    session = shelf.session(level="eventual")
+    await shelf.recall.get(ID)
+    assert (session.position("s0") == Position(1, 100)) is is_raised
+    assert session.headers()["Age"] == "0"
