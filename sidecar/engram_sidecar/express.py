@@ -79,13 +79,18 @@ class Rooms:
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A request that is under way. `reply`: None once it has its answer; `timer`: when it has to have one."""
+    """A request that is under way. `reply`: None once it has its answer; `timer`: when it has to have one, at `by_s`.
+
+    `load`: what it waits for; `is_own`: which it began itself.
+    """
 
     target: Target
     session: Session
     began_s: float
     reply: Reply | None
+    by_s: float = 0.0
     load: "asyncio.Future[Recalled] | None" = None
+    is_own: bool = True
     timer: asyncio.TimerHandle | None = None
 
 
@@ -107,8 +112,6 @@ class Express:
             session.read_headers((), (said.token,), asyncio.get_running_loop().time())
         if not session.is_of_here or self._in_force.refusal is not None:
             return None
-        if session.is_plain and self._recall.is_under_way(target.memory):
-            return None  # who joins a load may have more time than who began it
         if not self._limiter.admits_now():
             return None
         call = _Call(target, session, began_s, reply)
@@ -126,16 +129,29 @@ class Express:
     def _load(self, call: _Call) -> None:
         """Its answer comes later."""
         loop = asyncio.get_running_loop()
-        by_s = loop.time() + self._in_force.config.policy.resilience.deadline_seconds
-        call.load = self._recall.load(call.target.memory, call.session, by_s)
-        call.load.add_done_callback(partial(self._came, call))
-        call.timer = loop.call_at(by_s + GRACE_S, self._late, call)
+        call.by_s = loop.time() + self._in_force.config.policy.resilience.deadline_seconds
+        call.timer = loop.call_at(call.by_s + GRACE_S, self._late, call)
+        joined = self._recall.to_join(call.target.memory, call.session)
+        if joined is None:
+            self._load_alone(call)
+        else:
+            self._wait_for(call, joined, is_own=False)
+
+    def _load_alone(self, call: _Call) -> None:
+        self._wait_for(call, self._recall.load(call.target.memory, call.session, call.by_s), is_own=True)
+
+    def _wait_for(self, call: _Call, load: "asyncio.Future[Recalled]", *, is_own: bool) -> None:
+        call.load, call.is_own = load, is_own
+        load.add_done_callback(partial(self._came, call))
 
     def _came(self, call: _Call, load: "asyncio.Future[Recalled]") -> None:
         """The load has ended."""
+        failure = ShardUnavailable(self._shard(call), "ended") if load.cancelled() else load.exception()
+        if isinstance(failure, DeadlineExceeded) and not call.is_own and call.reply is not None:
+            self._load_alone(call)  # who began it had less time left
+            return
         if call.timer is not None:
             call.timer.cancel()
-        failure = ShardUnavailable(self._shard(call), "ended") if load.cancelled() else load.exception()
         self._answer(call, load.result() if failure is None else failure)
 
     def _late(self, call: _Call) -> None:
@@ -162,7 +178,7 @@ class Express:
     def _shown(self, call: _Call, ended: Recalled | BaseException) -> Recalled:
         """What is shown. Raises the failure if it is nothing."""
         if isinstance(ended, Recalled):
-            return self._recall.came(ended, call.session)
+            return self._recall.came(ended, call.session, is_own=call.is_own)
         if isinstance(ended, ShardUnavailable):
             return self._recall.instead(call.target.memory, call.session, ended)
         raise ended

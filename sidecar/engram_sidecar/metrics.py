@@ -134,12 +134,12 @@ class Metrics:
             "engram_idempotent_replays", "Writes whose first outcome was told again.", registry=self.registry
         )
         self._reads = Counter(
-            "engram_reads", "Questions that a replica might answer, by who was asked.", ("source", "consistency"),
+            "engram_reads", "Questions, of up to 32 reads, that a replica might answer.", ("source", "consistency"),
             registry=self.registry,
         )  # fmt: skip
         self._hedged = Counter(
             "engram_hedged_reads",
-            "Reads that were late and asked of a second node: won if that answered first.",
+            "Questions that were late and asked of a second node: won if that answered first.",
             ("outcome",),
             registry=self.registry,
         )

@@ -199,18 +199,18 @@ class Recall:
 
     async def _loaded(self, memory_id: MemoryId, session: Session, by_s: float) -> Recalled:
         """What L2 or the shard says, asked once for all who see the same and ask meanwhile."""
-        if session.is_plain and (load := self._loads.to_join(key_of(memory_id))) is not None:
-            session.cached("fwd=uri-miss; collapsed")
+        if (load := self.to_join(memory_id, session)) is not None:
             with suppress(DeadlineExceeded):  # who began it had less time left: it is loaded anew, for this one
-                recalled = await asyncio.shield(load)
-                self.count.collapsed += 1
-                return shown(recalled, session)
+                return self.came(await asyncio.shield(load), session, is_own=False)
         load = self.load(memory_id, session, by_s)
         return self.came(await (asyncio.shield(load) if session.is_plain else load), session)
 
-    def is_under_way(self, memory_id: MemoryId) -> bool:
-        """Whether a load of it may be joined."""
-        return key_of(memory_id) in self._loads
+    def to_join(self, memory_id: MemoryId, session: Session) -> "asyncio.Future[Recalled] | None":
+        """The load of another request that this one may wait for too; to be told to `came` if it comes to something."""
+        load = self._loads.to_join(key_of(memory_id)) if session.is_plain else None
+        if load is not None:
+            session.cached("fwd=uri-miss; collapsed")
+        return load
 
     def load(self, memory_id: MemoryId, session: Session, by_s: float) -> "asyncio.Future[Recalled]":
         """A load of L2 or the shard for this session, which others may join if it is a plain one.
@@ -227,14 +227,16 @@ class Recall:
         self._loader.begin(Wanted(memory_id, key, shard, session, by_s, recorder(), remote, may_share, ticket, future))
         return future
 
-    def came(self, recalled: Recalled, session: Session) -> Recalled:
-        """A request's own load has come, and is shown to its session."""
-        if recalled.source.is_shared:
+    def came(self, recalled: Recalled, session: Session, *, is_own: bool = True) -> Recalled:
+        """A request's own load has come, or one that it joined, and is shown to its session."""
+        if not is_own:
+            self.count.collapsed += 1
+        elif recalled.source.is_shared:
             session.cached("fwd=uri-miss; detail=shared")
             self.count.shared += 1
         else:
             self.count.misses += 1
-        return shown(recalled, session, is_own=True)
+        return shown(recalled, session, is_own=is_own)
 
     def waiting(self) -> Mapping[str, int]:
         """Shard -> how many reads wait to be asked of it."""
@@ -314,6 +316,8 @@ class Recall:
 
     def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
         policy, now_s = self._rules.policy(), _now_s()
+        if not policy.cache.local_entries:
+            return
         until_s = recalled.source.began_s + (jittered(policy.cache.local_ttl_s, JITTER_RATIO) or inf)
         last_s = until_s + policy.resilience.staleness_seconds
         if expires is not None:

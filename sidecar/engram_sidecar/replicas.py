@@ -12,7 +12,7 @@ A late one (hedging.py) is not waited for alone, if the budget of retries has ro
 than that. (What is known before a read is a bound from below, and would let the next read show an older state.)
 4. An eventual read of a replica raises nothing: its session asked for no more.
 5. Of two questions for one read only the one whose answer is given tells its session anything. The other one is
-withdrawn: no breaker hears of it, and requests that were asked together with it get their answers.
+withdrawn, and no breaker hears of it.
 """
 
 import asyncio

@@ -167,18 +167,30 @@ async def test_any_other_target_goes_the_long_way(stage: Stage, target: str) -> 
 
 async def test_each_of_many_gets_its_own_answer(stage: Stage) -> None:
     lines = await stage.lines(50)
-    counted, long = await stage.counted("retrieve", "success"), 0
+    counted = await stage.counted("retrieve", "success")
 
     async def run(line: Line, first: int) -> None:
-        nonlocal long
         for number in range(first, first + COUNT):
             status, headers, body = await line.get(stage.ids[number % COUNT])
             assert (status, body["content"]) == (200, f"heron {number % COUNT}")
-            long += not is_express(headers)
+            assert is_express(headers)
 
     await asyncio.gather(*(run(line, number) for number, line in enumerate(lines)))
-    assert long < len(lines) * COUNT / 2, "who finds a load of the memory under way joins it by the long way"
     assert await stage.counted("retrieve", "success") == counted + len(lines) * COUNT
+
+
+async def test_who_joins_a_load_waits_as_long_as_its_own_time_allows(stage: Stage) -> None:
+    first, second = await stage.lines(2)
+    stage.proxy.turn(Fault.HELD)
+    first.send(stage.ids[1])
+    await asyncio.sleep(0.7)
+    second.send(stage.ids[1])
+    status, _, _ = await first.answer()
+    assert status == 504
+    stage.proxy.turn(Fault.NONE)
+    status, headers, body = await second.answer()
+    assert (status, is_express(headers), body["content"]) == (200, True, "heron 1")
+    assert headers["cache-status"].startswith("engram; fwd=uri-miss")
 
 
 async def test_one_that_cannot_be_opened_concerns_nobody_else(stage: Stage, servers: tuple[RealServer, ...]) -> None:
