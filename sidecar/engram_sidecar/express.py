@@ -122,6 +122,9 @@ class Express:
                 return Later.LATER
         except Exception as error:  # noqa: BLE001  it is the answer
             recalled = error
+        call.reply = None
+        if call.timer is not None:
+            call.timer.cancel()
         status, subject, answer = self._made(call, recalled)
         self._note(call, status, subject)
         return answer

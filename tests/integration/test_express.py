@@ -287,14 +287,19 @@ async def test_an_answer_that_is_owed_at_the_drain_is_given(
 async def test_a_fault_of_ours_is_an_answer_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     [line] = await stage.lines(1)
 
-    def broken(_: bytes) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("engram_sidecar.wire.named_in", broken)
     status, headers, body = await line.get(stage.ids[1])
     assert (status, body["type"].endswith("internal"), is_express(headers)) == (500, True, True)
     monkeypatch.undo()
-    assert (await line.get(stage.ids[1]))[0] == 200
+    monkeypatch.setattr("engram_sidecar.loading.Loader.begin", broken)
+    status, headers, _ = await line.get(stage.ids[2])
+    assert (status, is_express(headers)) == (500, True)
+    monkeypatch.undo()
+    await asyncio.sleep(2 * TUNED["deadlineSeconds"])  # no second answer when its time is over
+    assert (await line.get(stage.ids[1]))[2]["content"] == "heron 1"
 
 
 async def test_a_read_that_was_answered_late_is_no_miss_and_one_by_name_is_noted_by_its_name(stage: Stage) -> None:
