@@ -318,8 +318,8 @@ async def test_a_shard_that_is_gone_is_stood_in_for_up_to_the_bound_and_said_to_
             tenant = await tenant_of((server,), tmp_path, stalenessSeconds=6, failoverSeconds=1, deadlineSeconds=2)
             caller = Caller(http, await serve(tenant, 1))
             await caller.ask("PUT", "k", {"content": "heron"})
+            read_s = time.monotonic()  # the age of what is kept counts from when the shard was asked
             assert (await caller.ask("GET", "k"))[0] == 200
-            read_s = time.monotonic()
             await asyncio.to_thread(server.stop, "immediate")
             said: list[tuple[int, str, int]] = []
             async with asyncio.timeout(TIMEOUT_S):
