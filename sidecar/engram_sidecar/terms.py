@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 import Stemmer
@@ -63,26 +63,28 @@ class Lexer:
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
         """Lexeme -> how often it stands in the texts; O(length)."""
-        counts: Counter[str] = Counter()
-        for word, times in Counter(chain.from_iterable(map(_words, texts))).items():
-            lexeme = self._lexemes.get(word)
-            if lexeme is None:
-                lexeme = self._make(word)
-            if lexeme and (lexeme in counts or len(counts) < MAX_LEXEMES):
-                counts[lexeme] += times
-        return counts
+        words = [word for word in chain.from_iterable(map(_words, texts)) if len(word) <= MAX_WORD_CHARS]
+        self._learn(set(words))
+        counts = Counter(map(self._lexemes.__getitem__, words))
+        del counts[""]
+        return counts if len(counts) <= MAX_LEXEMES else Counter(dict(islice(counts.items(), MAX_LEXEMES)))
+
+    def _learn(self, words: set[str]) -> None:
+        """Makes the lexemes of these words that are not known; of so many known ones nothing is kept."""
+        new = words.difference(self._lexemes)
+        if len(self._lexemes) + len(new) > _CACHE_STEMS:
+            self._lexemes.clear()
+            new = words
+        for word in new:
+            self._lexemes[word] = self._make(word)
 
     def _make(self, word: str) -> str:
         """The word's lexeme; empty for what is not searched."""
-        lexeme = ""
-        if word not in STOP_WORDS and len(word) <= MAX_WORD_CHARS:
-            stem = self._stemmer.stemWord(word)
-            digest = hashlib.blake2b(stem.encode(), digest_size=8, key=self._key).digest()
-            lexeme = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-        if len(self._lexemes) >= _CACHE_STEMS:
-            self._lexemes.clear()
-        self._lexemes[word] = lexeme
-        return lexeme
+        if word in STOP_WORDS:
+            return ""
+        stem = self._stemmer.stemWord(word)
+        digest = hashlib.blake2b(stem.encode(), digest_size=8, key=self._key).digest()
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def _words(text: str) -> Iterable[str]:

@@ -1,6 +1,7 @@
 """Lexemes: the same in every version, equal for equal words, apart for two tenants, never a word of the text."""
 
 import re
+import tracemalloc
 import unicodedata
 from collections import Counter
 from typing import Final, Literal
@@ -116,6 +117,23 @@ def test_a_script_with_marks_or_without_spaces_has_words_too(text: str, words: i
 def test_a_longer_run_than_a_word_can_be_is_left_out() -> None:
     assert len(lexemes("x" * MAX_WORD_CHARS)) == 1
     assert lexemes("x" * (MAX_WORD_CHARS + 1)) == []
+
+
+def test_nothing_is_kept_of_runs_that_are_too_long_for_words() -> None:
+    lexer = Lexer("t_golden")
+    tracemalloc.start()
+    try:
+        for number in range(1_000):
+            lexer.count([f"{number:x>8000}"])
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_words_than_are_kept_make_no_difference() -> None:
+    lexer, few, many = Lexer("t_golden"), "tea pot", " ".join(f"w{number}" for number in range(60_000))
+    assert lexer.count([few, many]) == LEXER.count([few, many])
+    assert lexer.count([few]) == LEXER.count([few])
 
 
 def test_of_too_many_lexemes_the_first_are_kept_and_counted_on() -> None:
