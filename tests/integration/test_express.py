@@ -118,6 +118,15 @@ async def stage(servers: tuple[RealServer, RealServer], tmp_path: Path) -> Async
         yield found
 
 
+async def noted(line: Line, status: int) -> list[dict[str, Any]]:
+    """The audit's entries of this status, as soon as there are some."""
+    while True:
+        _, _, audit = await line.ask("GET", "/v1/audit?limit=1000")
+        if found := [each for each in audit["entries"] if each["status"] == status]:
+            return found
+        await asyncio.sleep(0.1)
+
+
 def is_express(headers: dict[str, str]) -> bool:
     """Aiohttp names itself, and had no part in these."""
     return "server" not in headers
@@ -260,12 +269,7 @@ async def test_who_leaves_before_the_answer_is_noted_and_disturbs_nobody(stage: 
     await asyncio.sleep(0.05)
     stage.proxy.turn(Fault.NONE)
     assert (await staying.answer())[2]["content"] == "heron 2"
-    while True:
-        _, _, audit = await staying.ask("GET", "/v1/audit?limit=1000")
-        left = [each for each in audit["entries"] if each["status"] == 499]
-        if left:
-            break
-        await asyncio.sleep(0.1)
+    left = await noted(staying, 499)
     assert [each["memory"] for each in left] == [stage.ids[1]]
 
 
@@ -316,10 +320,5 @@ async def test_a_read_that_was_answered_late_is_no_miss_and_one_by_name_is_noted
     stage.proxy.turn(Fault.NONE)
     await asyncio.sleep(0.3)
     assert (await other.ask("GET", "/v1/cache"))[2]["misses"] == misses
-    while True:
-        _, _, audit = await other.ask("GET", "/v1/audit?limit=1000")
-        late = [each for each in audit["entries"] if each["status"] == 504]
-        if late:
-            break
-        await asyncio.sleep(0.1)
+    late = await noted(other, 504)
     assert [(each["user"], each["namespace"], each["key"]) for each in late] == [("ada", ["a"], "k")]

@@ -33,6 +33,18 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
+async def one_out_and_two_waiting() -> tuple[Node, Gatherer[str, int, int], list[asyncio.Task[int]]]:
+    """Items 1, 2 and 3, asked of a node that does not answer yet."""
+    node = Node()
+    gatherer = Gatherer(node.ask, MOST)
+    node.free.clear()
+    asked = [asyncio.create_task(gatherer.answer("a", 1))]
+    await settled()
+    asked += [asyncio.create_task(gatherer.answer("a", item)) for item in (2, 3)]
+    await settled()
+    return node, gatherer, asked
+
+
 async def test_who_is_alone_asks_at_once() -> None:
     node = Node()
     gatherer = Gatherer(node.ask, MOST)
@@ -42,13 +54,7 @@ async def test_who_is_alone_asks_at_once() -> None:
 
 
 async def test_what_is_asked_while_a_question_is_out_goes_together_in_its_order() -> None:
-    node = Node()
-    gatherer = Gatherer(node.ask, MOST)
-    node.free.clear()
-    asked = [asyncio.create_task(gatherer.answer("a", 1))]
-    await settled()
-    asked += [asyncio.create_task(gatherer.answer("a", item)) for item in (2, 3)]
-    await settled()
+    node, gatherer, asked = await one_out_and_two_waiting()
     assert node.questions == [("a", [1])]
     assert gatherer.waiting("a") == 2
     assert dict(gatherer.lengths()) == {"a": 2}
@@ -131,13 +137,7 @@ async def test_a_question_that_fails_is_the_failure_of_each_and_the_next_ones_ar
 
 
 async def test_what_nobody_waits_for_any_more_is_not_asked() -> None:
-    node = Node()
-    gatherer = Gatherer(node.ask, MOST)
-    node.free.clear()
-    asked = [asyncio.create_task(gatherer.answer("a", 1))]
-    await settled()
-    asked += [asyncio.create_task(gatherer.answer("a", item)) for item in (2, 3)]
-    await settled()
+    node, _, asked = await one_out_and_two_waiting()
     out, gone, last = asked
     gone.cancel()
     out.cancel()  # its question is out: the answer is thrown away
