@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from math import inf
 from typing import Final
 
 MAX_WINDOW_CALLS: Final = 200
@@ -110,6 +111,7 @@ class Breaker:
         self._probes = 0
         self._failures = 0
         self._failed_s: float | None = None
+        self._spoilt_s = -inf  # when a call failed or was slow last
         self._ended: deque[_Ended] = deque(maxlen=MAX_WINDOW_CALLS)
 
     @property
@@ -145,8 +147,9 @@ class Breaker:
         self._probes -= self._state is State.HALF_OPEN
         if outcome is Outcome.WITHDRAWN:
             return
-        is_failure = outcome is Outcome.FAILED
-        self._ended.append(_Ended(now_s, is_failure, now_s - admitted.began_s >= SLOW_S))
+        is_failure, is_slow = outcome is Outcome.FAILED, now_s - admitted.began_s >= SLOW_S
+        self._ended.append(_Ended(now_s, is_failure, is_slow))
+        self._spoilt_s = now_s if is_failure or is_slow else self._spoilt_s
         self._failures = self._failures + 1 if is_failure else 0
         self._failed_s = now_s if is_failure else self._failed_s
         self._happen(Event.FAILED if is_failure else Event.SUCCEEDED, now_s)
@@ -156,8 +159,8 @@ class Breaker:
     def _is_over(self, limits: Limits, now_s: float) -> bool:
         if self._failures >= limits.failures:
             return True
-        if len(self._ended) < limits.judged_calls:
-            return False
+        if len(self._ended) < limits.judged_calls or self._spoilt_s <= now_s - WINDOW_S:
+            return False  # of a sound node nothing has to be counted
         newest = islice(reversed(self._ended), 2 * limits.judged_calls)
         recent = [each for each in newest if each.at_s > now_s - WINDOW_S]
         worst = max(sum(each.is_failure for each in recent), sum(each.is_slow for each in recent))
