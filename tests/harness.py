@@ -24,7 +24,6 @@ import asyncpg
 from engram_cli.account import find_account
 from engram_cli.datadir import make_directory
 from engram_cli.embedded import Programs, prepare_programs, run
-from engram_cli.ports import is_free, ports_from
 from engram_cli.server import Server, initialize, start, stop, write_settings
 from engram_contract.caching import DEFAULT_CACHING, Caching
 from engram_contract.credentials import Credentials, DataKey, Keyring
@@ -56,6 +55,7 @@ from engram_sidecar.sealing import Sealer, Vault
 from engram_sidecar.settings import Settings
 from engram_sidecar.store import Asks
 from engram_sidecar.writes import Rules
+from tests.ports import free_port
 
 PASSWORD: Final = "of-one-test-run"  # noqa: S105  servers that live for one run on loopback
 KEYRING: Final = Keyring(
@@ -109,7 +109,7 @@ class RealServer:
         account.own(directory)
         server = Server(directory)
         initialize(programs, server, PASSWORD)
-        port = next(port for port in ports_from(hash(str(directory))) if is_free(port))
+        port = free_port()
         # Statistics soon after a load, as a test does not wait a minute for them.
         write_settings(server, account, port, {"autovacuum_naptime": "1s", "max_connections": "60"})
         start(programs, server)
@@ -120,7 +120,7 @@ class RealServer:
         account = self.programs.account
         make_directory(directory, account.directory_mode)
         account.own(directory)
-        server, port = Server(directory), next(each for each in ports_from(hash(str(directory))) if is_free(each))
+        server, port = Server(directory), free_port()
         primary = f"host=127.0.0.1 port={self.admin.port} user=postgres password={PASSWORD}"
         copied = run(
             self.programs, "pg_basebackup", "--pgdata", str(server.pgdata), "--dbname", primary,

@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from engram_cli.account import find_account
-from engram_cli.ports import is_free, ports_from
 from engram_contract.names import API_VERSION, CLUSTER_KIND, POOLER_PORT, POSTGRES_PORT
 from engram_contract.spec import ClusterSpec
 from engram_operator.clients.roles import keep_pooler
 from engram_operator.manifests.pooler import POOLER_ROLE, SOCKETS_DIR, build_pooler_file
 from tests.harness import PASSWORD, RealServer
+from tests.ports import free_port
 
 OLDEST: Final = (1, 21)
 SUITE: Final = "trixie"
@@ -137,7 +137,7 @@ def cluster(connections: int) -> ClusterSpec:
 def pooler_before(server: RealServer, command: Sequence[str], folder: Path, connections: int = 20) -> Iterator[Pooler]:
     """PgBouncer with the operator's file; other than there it reaches its server by TCP, so it has a password."""
     account, _ = find_account()
-    port = next(port for port in ports_from(hash(str(folder))) if is_free(port))
+    port = free_port()
     text = (
         build_pooler_file(cluster(connections))
         .replace(f"host={SOCKETS_DIR} port={POSTGRES_PORT}", f"host=127.0.0.1 port={server.admin.port}")

@@ -11,10 +11,10 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as NoConnection
 
-from engram_cli.ports import is_free, ports_from
 from engram_contract.credentials import CacheLogin
 from engram_contract.slots import SLOTS, slot_of
 from engram_operator.manifests.redis import OPERATOR_USER
+from tests.ports import free_port
 from tests.redis_server import PASSWORD, Program, RedisServer, redis_server, tls_of
 
 NAME: Final = "main"
@@ -92,7 +92,7 @@ def watched(program: Program, folder: Path, settings: Mapping[str, str] | None =
         ]
         home = folder / "sentinel"
         home.mkdir()
-        port = next(port for port in ports_from(hash(str(home))) if is_free(port))
+        port = free_port()
         said = SENTINEL.format(folder=home, name=NAME, primary=both[0].port, user=OPERATOR_USER, password=PASSWORD)
         ports = {"port": "0", "tls-port": str(port)} if settings else {"port": str(port)}
         lines = (f"{name} {value}\n" for name, value in {**ports, **(settings or {})}.items())
@@ -161,9 +161,8 @@ def nodes(program: Program, folder: Path, role: str) -> Iterator[Nodes]:
         servers = []
         for number in range(4):
             home = folder / f"n{number}"
-            bus = next(port for port in ports_from(hash(("bus", str(home)))) if is_free(port))
             cluster = {
-                "cluster-enabled": "yes", "cluster-port": str(bus),
+                "cluster-enabled": "yes", "cluster-port": str(free_port()),
                 "cluster-config-file": str(folder / f"n{number}.conf"),
                 "cluster-node-timeout": str(NODE_TIMEOUT_MS), "cluster-replica-validity-factor": "0",
             }  # fmt: skip

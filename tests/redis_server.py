@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol
 
 from redis.asyncio import Redis
 
-from engram_cli.ports import is_free, ports_from
 from engram_contract.credentials import CacheLogin, Credentials
 from engram_contract.names import CREDENTIALS_FILE, cache_part
 from engram_operator.clients.cache import COMMANDS
@@ -28,6 +27,7 @@ from engram_operator.manifests.redis import OPERATOR_USER
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.redisdoor import Door
 from tests.harness import Tenant
+from tests.ports import free_port
 
 OLDEST: Final = 7
 PACKAGES: Final = ("redis-tools", "liblzf1", "libjemalloc2")
@@ -113,8 +113,7 @@ class RedisServer:
     def create(cls, program: Program, folder: Path, settings: Mapping[str, str] | None = None) -> "RedisServer":
         """A new server, started."""
         folder.mkdir(parents=True)
-        port = next(port for port in ports_from(hash(str(folder))) if is_free(port))
-        server = cls(program, folder, port, settings or {})
+        server = cls(program, folder, free_port(), settings or {})
         server.start()
         return server
 

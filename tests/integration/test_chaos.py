@@ -21,10 +21,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from engram_cli.ports import is_free, ports_from
 from engram_contract.names import ENV_ADMIN_PORT, ENV_CONFIG_DIR, ENV_HTTP_PORT
 from tests.faults import Fault, FaultProxy, fault_proxy
 from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+from tests.ports import free_pair
 from tests.redis_server import RedisServer, share
 
 SHORT_S = 20.0
@@ -172,9 +172,7 @@ async def staged(folder: Path, redis: RedisServer) -> AsyncIterator[tuple[Stage,
             behind = replace(tenant.shard_map, shards=(replace(shard, nodes=(node,)),))
             (tenant.config_dir / "map.json").write_text(behind.to_json())
             await share(redis, tenant)
-            free = ports_from(random.randrange(1 << 32))
-            pairs = (port for port in free if port % 2 == 0 and is_free(port) and is_free(port + 1))
-            lives = [Life(tenant.config_dir, next(pairs)) for _ in range(SIDECARS)]
+            lives = [Life(tenant.config_dir, free_pair()) for _ in range(SIDECARS)]
             try:
                 for life in lives:
                     await life.start()
