@@ -78,6 +78,12 @@ def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture
+def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call to Redis takes what it takes: a machine that stands still for a moment is none of the test's business."""
+    monkeypatch.setattr("engram_sidecar.redisdoor.CALL_S", 10.0)
+
+
 @pytest.fixture(scope="session")
 def authorities() -> tuple[str, bytes, bytes]:
     """A CA, and a certificate with its key for `localhost`."""

@@ -336,6 +336,7 @@ async def test_a_paused_redis_is_noticed_and_holds_nobody_up(redis: RedisServer)
         await eventually(lambda: not teller.bulletin.is_owing)
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_passwords_rotate_while_it_listens(redis: RedisServer) -> None:
     await redis.admit(ROLE, "old")
     async with listening(redis.login(ROLE, "wrong")) as (one,):
@@ -386,6 +387,7 @@ async def test_without_a_login_nobody_is_connected(redis: RedisServer) -> None:
         assert await connections(redis) == 1
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_another_tenant_hears_nothing_and_tells_nothing(redis: RedisServer) -> None:
     await redis.admit("t_other")
     async with pair(redis) as _, redis.client("t_other") as stranger:
@@ -401,6 +403,7 @@ async def test_another_tenant_hears_nothing_and_tells_nothing(redis: RedisServer
         await door.close()
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_a_call_that_was_left_spoils_no_answer(redis: RedisServer) -> None:
     await redis.admit(ROLE)
     door = Door()
@@ -420,6 +423,7 @@ async def test_a_call_that_was_left_spoils_no_answer(redis: RedisServer) -> None
     await door.close()
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_the_breaker_leaves_a_broken_redis_alone_and_finds_it_again(redis: RedisServer) -> None:
     await redis.admit(ROLE)
     door = Door()
@@ -454,6 +458,7 @@ def tls_redis(redis_program: Program, tmp_path: Path, authorities: tuple[str, by
         yield server
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_a_server_has_to_prove_its_name(tls_redis: RedisServer, authorities: tuple[str, bytes, bytes]) -> None:
     ca, _, _ = authorities
     await tls_redis.admit(ROLE)

@@ -54,6 +54,7 @@ async def in_a_cluster(program: Program, folder: Path) -> AsyncIterator[tuple[Pl
         yield stage, list(stage.servers)
 
 
+@pytest.mark.usefixtures("patient_calls")
 @pytest.mark.parametrize("staged", [one_server, behind_sentinel, in_a_cluster], ids=lambda each: each.__name__)
 async def test_a_tenants_user_is_at_every_server_and_goes_with_its_keys(
     redis_program: Program,

@@ -242,6 +242,7 @@ async def test_a_hit_that_is_answered_by_its_bytes_says_what_the_long_way_says(
     writer.close()
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the_other_need_not(
     pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, redis: RedisServer
 ) -> None:
@@ -269,6 +270,7 @@ async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the
     assert (answer["content"], said["Cache-Status"]) == ("heron", "engram; fwd=uri-miss; detail=shared")
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_results_of_eventual_searches_are_shared_until_the_next_write(
     pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, redis: RedisServer
 ) -> None:

@@ -86,6 +86,7 @@ def url_of(redis: RedisServer, user: str = OPERATOR_USER) -> str:
     return f"redis://{user}:{WORD}@127.0.0.1:{redis.port}\n"
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_a_tenant_gets_a_login_that_works_and_leaves_nothing(
     servers: tuple[RealServer, RealServer], redis: RedisServer
 ) -> None:

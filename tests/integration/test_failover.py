@@ -215,7 +215,7 @@ async def test_a_write_waits_for_a_standby_to_be_promoted(
 async def test_writes_wait_for_a_primary_that_restarts(
     server: RealServer, node_port: int, tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
-    tenant = await tenant_of(server, tmp_path)
+    tenant = await tenant_of(server, tmp_path, failoverSeconds=60, deadlineSeconds=60)
     async with serving(behind(node_port, tenant)) as ports:
         caller = Caller(session, ports)
         await caller.put(1)

@@ -116,6 +116,7 @@ async def change(tenant: Tenant) -> None:
             await connection.execute("UPDATE engram.memories SET version = version + 1 WHERE tenant = $1", tenant.role)
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_after_a_clear_no_sidecar_shows_what_any_of_them_kept(
     servers: tuple[RealServer, RealServer], redis: RedisServer, tmp_path: Path, stage: Stage
 ) -> None:
