@@ -89,6 +89,7 @@ def memory_id(number: int) -> MemoryId:
     return MemoryId(number % 16_384, UUID(int=number))
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_what_is_told_is_heard_by_the_others_in_order(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         doubts, told_s = other.doubts, []
@@ -105,6 +106,7 @@ async def test_what_is_told_is_heard_by_the_others_in_order(redis: RedisServer) 
         assert teller.bulletin.writes == other.bulletin.writes
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_many_at_once_share_their_round_trips(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         await redis.run("CONFIG", "RESETSTAT")
@@ -115,6 +117,7 @@ async def test_many_at_once_share_their_round_trips(redis: RedisServer) -> None:
         assert other.ids == {memory_id(n) for n in range(500)}
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_a_large_write_is_told_whole(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         ids = [memory_id(n) for n in range(1_000)]
@@ -127,6 +130,7 @@ async def test_a_large_write_is_told_whole(redis: RedisServer) -> None:
             assert 0 < await client.ttl(keys[0]) <= 15
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_who_says_that_nothing_counts_is_heard_and_what_is_in_redis_is_out_of_reach(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         doubts, before = other.doubts, generation_of(teller.bulletin.writes or 0)
@@ -162,6 +166,7 @@ async def test_without_a_login_or_an_answer_nothing_is_said_to_be_told(redis: Re
         assert generation_of(other.bulletin.writes or 0) > before
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_the_counter_is_what_every_sidecar_counts(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         before = teller.bulletin.writes
