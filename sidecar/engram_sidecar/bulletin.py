@@ -30,6 +30,7 @@ from engram_contract.credentials import CacheLogin
 from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.chance import jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import CacheUnavailable
 from engram_sidecar.notice import MAX_IDS, BadNotice, Notice, parse_notice, write_notice
 from engram_sidecar.outbox import Batch, Outbox, Told
@@ -80,12 +81,12 @@ class Bulletin:
     @property
     def sound_s(self) -> float | None:
         """The moment on the loop's clock before which everything that was told was heard; None in doubt."""
-        return self._tally.sound_s(_now_s())
+        return self._tally.sound_s(monotonic_s())
 
     @property
     def writes(self) -> int | None:
         """The counter of the tenant's writes as known here; None while the bulletin is not sound."""
-        return self._tally.writes(_now_s())
+        return self._tally.writes(monotonic_s())
 
     @property
     def is_owing(self) -> bool:
@@ -172,7 +173,7 @@ class Bulletin:
         news, beats = f"{part}writes", f"{part}beat:{self._name.hex()}"
         try:
             async with self._door.subscribed((news, beats), OVERDUE_S) as subscription:
-                self._tally.begin(_now_s())
+                self._tally.begin(monotonic_s())
                 self._beats_soon.set()
                 while True:
                     channel, content = await subscription.next()
@@ -201,7 +202,7 @@ class Bulletin:
     async def _beat_on(self) -> None:
         while True:
             await self._has_login.wait()
-            if self._tally.is_overdue(_now_s()) and self._listening is not None:
+            if self._tally.is_overdue(monotonic_s()) and self._listening is not None:
                 self._listening.cancel()
                 self._lose("no beat came back")
             if self._tally.is_listening:
@@ -215,7 +216,7 @@ class Bulletin:
     async def _beat(self) -> None:
         self._number += 1
         number, part = self._number, self._door.part
-        self._tally.send(number, _now_s())
+        self._tally.send(number, monotonic_s())
         beat: list[Command] = [
             ("GET", f"{part}writes"),
             ("SET", f"{part}beat", "", "EX", TOMBSTONE_S),  # who takes no writes takes no beats: nobody can tell it
@@ -339,7 +340,3 @@ def _whole(count: object) -> int:
 async def _nothing() -> bool:
     """There is nobody to tell."""
     return False
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -25,6 +25,7 @@ from engram_contract.names import CONFIG_HEADER
 from engram_contract.slots import MemoryId
 from engram_sidecar import wire
 from engram_sidecar.audit import Subject, Trail
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Floors, Level, Session
 from engram_sidecar.errors import DeadlineExceeded, NotFound, ShardUnavailable, SidecarError
@@ -109,7 +110,7 @@ class Express:
         """The whole response, or LATER if `reply` is given it; None if the request goes the long way."""
         session = Session(self._floors, said.level)
         if said.token:
-            session.read_headers((), (said.token,), asyncio.get_running_loop().time())
+            session.read_headers((), (said.token,), monotonic_s())
         if not session.is_of_here or self._in_force.refusal is not None:
             return None
         if not self._limiter.admits_now():
@@ -132,7 +133,7 @@ class Express:
     def _load(self, call: _Call) -> None:
         """Its answer comes later."""
         loop = asyncio.get_running_loop()
-        call.by_s = loop.time() + self._in_force.config.policy.resilience.deadline_seconds
+        call.by_s = monotonic_s() + self._in_force.config.policy.resilience.deadline_seconds
         call.timer = loop.call_at(call.by_s + GRACE_S, self._late, call)
         joined = self._recall.to_join(call.target.memory, call.session)
         if joined is None:

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 
 from engram_contract.resilience import Resilience
 from engram_sidecar.chance import jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import BreakerOpen, NodeRefused, ShardUnavailable, Shed
 from engram_sidecar.patience import Patience
 
@@ -66,7 +67,7 @@ class Lane:
 
     async def run(self, attempt: Attempt[Answer], patience: Patience, tuned: Resilience) -> Answer:
         """What the attempt answers, when it gets through. It is told whether it was waited for. Raises its failure."""
-        self._arrivals.append(_now_s())
+        self._arrivals.append(monotonic_s())
         failure: ShardUnavailable | None = None
         if not self._line:
             try:
@@ -95,7 +96,7 @@ class Lane:
         if self._line[0] is turn:
             turn.set_result(None)
         try:
-            since_s = _now_s()
+            since_s = monotonic_s()
             await self._reach(turn, patience, tuned)
             return await self._try(attempt, patience, tuned, since_s, failure)
         finally:
@@ -106,10 +107,10 @@ class Lane:
         """Returns when it is this one's turn. Raises ShardUnavailable when the wait is over."""
         while not turn.done():
             until_s = patience.latest_s if self._is_draining else self._end_s(tuned)
-            if _now_s() >= min(until_s, patience.latest_s):
+            if monotonic_s() >= min(until_s, patience.latest_s):
                 raise self._gone()
             # The end may be put off meanwhile: whoever drains waits as long as the request may take.
-            await asyncio.wait([turn], timeout=min(until_s, patience.latest_s) - _now_s())
+            await asyncio.wait([turn], timeout=min(until_s, patience.latest_s) - monotonic_s())
 
     async def _try(
         self,
@@ -123,10 +124,10 @@ class Lane:
         while True:
             if failure is not None:
                 await asyncio.sleep(jittered(PROBE_S, JITTER_RATIO))
-            if not self._is_draining and _now_s() >= self._end_s(tuned):
+            if not self._is_draining and monotonic_s() >= self._end_s(tuned):
                 raise failure or self._gone()
-            patience.extend(_now_s() - since_s)
-            since_s = _now_s()
+            patience.extend(monotonic_s() - since_s)
+            since_s = monotonic_s()
             self._call_soon()
             try:
                 answer = await attempt(True)  # noqa: FBT003  the only argument
@@ -134,11 +135,11 @@ class Lane:
                 if not isinstance(error, ShardUnavailable) or not is_away(error):
                     self._is_draining = self._hear(error) or self._is_draining
                     raise
-                if _now_s() >= patience.latest_s:
+                if monotonic_s() >= patience.latest_s:
                     raise
                 failure = error
                 if self._is_draining:  # it went away again
-                    self._is_draining, self._began_s = False, _now_s()
+                    self._is_draining, self._began_s = False, monotonic_s()
             else:
                 self._is_draining = self._hear(None)
                 return answer
@@ -153,15 +154,15 @@ class Lane:
     def _may_wait(self, tuned: Resilience) -> bool:
         """True within the wait for a primary; an outage that has no beginning yet begins now."""
         if self._began_s is None:
-            self._began_s = now_s = _now_s()
+            self._began_s = now_s = monotonic_s()
             recent = sum(at_s > now_s - RATE_S for at_s in self._arrivals)
             first_s = max(self._arrivals[0], now_s - RATE_S)
             rate = recent / max(now_s - first_s, 1.0)
             self._pace_s = 1 / max(rate * DRAIN_RATIO, SLOWEST_DRAIN_PER_S)
-        return _now_s() < self._end_s(tuned)
+        return monotonic_s() < self._end_s(tuned)
 
     def _end_s(self, tuned: Resilience) -> float:
-        return (self._began_s or _now_s()) + tuned.failover_seconds
+        return (self._began_s or monotonic_s()) + tuned.failover_seconds
 
     def _leave(self, turn: "asyncio.Future[None]") -> None:
         self._line.remove(turn)
@@ -172,7 +173,7 @@ class Lane:
     def _call_soon(self) -> None:
         """The next one gets its turn when the pace allows it."""
         if self._call is None and self._line:
-            wait_s = self._called_s + self._pace_s - _now_s() if self._is_draining else 0.0
+            wait_s = self._called_s + self._pace_s - monotonic_s() if self._is_draining else 0.0
             self._call = asyncio.get_running_loop().call_later(max(wait_s, 0.0), self._call_next)
 
     def _call_next(self) -> None:
@@ -180,12 +181,8 @@ class Lane:
         for turn in islice(self._line, AT_ONCE if self._is_draining else 1):
             if not turn.done():
                 turn.set_result(None)
-                self._called_s = _now_s()
+                self._called_s = monotonic_s()
                 return
 
     def _gone(self) -> ShardUnavailable:
         return ShardUnavailable(self._shard, "the primary is away")
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -1,6 +1,5 @@
 """Memories by id from the shards that own them, several in one question."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +7,7 @@ from functools import partial
 from engram_contract.shardmap import ShardMap
 from engram_contract.slots import MemoryId
 from engram_sidecar import routing
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.config import InForce
 from engram_sidecar.consistency import Source, session_of_request
 from engram_sidecar.errors import SidecarError, SlotMoved
@@ -58,7 +58,7 @@ class Fetcher:
         return fetched
 
     async def _fetch(self, ids: Sequence[MemoryId], shard_map: ShardMap) -> list[Fetched]:
-        place, began_s = routing.place_to_read(shard_map, ids[0].slot), asyncio.get_running_loop().time()
+        place, began_s = routing.place_to_read(shard_map, ids[0].slot), monotonic_s()
         ask = partial(self._store.read, place, timeout_s=self._timeout_s)
         memories = await fetch_memories(ask, place, [Get(each) for each in ids])
         source = session_of_request().answered_by(Source(began_s))

@@ -23,6 +23,7 @@ from engram_contract.resilience import Resilience
 from engram_sidecar.breaker import Breaker, Limits, Outcome, State, View
 from engram_sidecar.bulkhead import Bulkhead
 from engram_sidecar.chance import jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import join_sessions, session_of_request
 from engram_sidecar.errors import (
     BreakerOpen,
@@ -206,11 +207,11 @@ class Gate:
         breakers, limits = self._breakers[place], self._limits(kind)
         breaker = breakers[kind]
         if is_awaited:
-            breaker.hope(_now_s())
-        if breaker.refuses(limits, _now_s()):
-            raise _open(place, breaker.wait_s(limits, _now_s()))  # at once, and not after a wait for others
+            breaker.hope(monotonic_s())
+        if breaker.refuses(limits, monotonic_s()):
+            raise _open(place, breaker.wait_s(limits, monotonic_s()))  # at once, and not after a wait for others
         async with self._entered(place, patience):
-            began_s = _now_s()
+            began_s = monotonic_s()
             left_s = min(timeout_s, (patience.by_s or began_s) - began_s)
             admitted = breaker.admit(limits, began_s)
             if admitted is None:
@@ -224,14 +225,14 @@ class Gate:
                 outcome = Outcome.FAILED
                 raise _late(place, kind) from error
             except ShardUnavailable as failure:
-                outcome, is_gone = _told_by(failure, _now_s() - began_s), is_away(failure)
+                outcome, is_gone = _told_by(failure, monotonic_s() - began_s), is_away(failure)
                 raise
             except Exception:
                 outcome = Outcome.SUCCEEDED  # the fence, the quota, a condition: the node answered
                 raise
             finally:
                 was = breaker.view.state
-                breaker.settle(admitted, outcome, limits, _now_s())
+                breaker.settle(admitted, outcome, limits, monotonic_s())
                 if was is State.HALF_OPEN and breaker.view.state is State.CLOSED:
                     self._hope(place)
                 elif breaker.view.state is State.OPEN and place not in self._watches:
@@ -241,7 +242,7 @@ class Gate:
     def _hope(self, place: Place) -> None:
         """Each breaker of the node may try it again."""
         for breaker in self._breakers[place].values():
-            breaker.hope(_now_s())
+            breaker.hope(monotonic_s())
 
     async def _watch(self, place: Place, *, was_away: bool) -> None:
         """Asks a node that was left alone until it answers, and then lets callers try it before the recovery is over.
@@ -264,7 +265,7 @@ class Gate:
     @asynccontextmanager
     async def _entered(self, place: Place, patience: Patience) -> AsyncIterator[None]:
         """The block is one of few that are at the node."""
-        left_s = (patience.by_s or _now_s()) - _now_s()
+        left_s = (patience.by_s or monotonic_s()) - monotonic_s()
         if left_s <= 0:
             raise DeadlineExceeded(place.shard, "the request's time is over")
         bulkhead = self._bulkheads.setdefault(place, Bulkhead(place.shard, CONNECTIONS_PER_NODE))
@@ -302,12 +303,8 @@ def _late(place: Place, kind: Kind) -> ShardUnavailable:
     return DeadlineExceeded(place.shard, "no answer in time")
 
 
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
 def _asked(arguments: tuple[object, ...], patience: Patience, timeout_s: float, *, is_awaited: bool = False) -> Asked:
     """The question of the request that this task answers."""
-    now_s = _now_s()
+    now_s = monotonic_s()
     by_s = min(patience.by_s or now_s, now_s + timeout_s)
     return Asked(arguments, by_s, session_of_request(), recorder(), is_awaited)

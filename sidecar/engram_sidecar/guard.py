@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 from engram_contract.resilience import Resilience
 from engram_sidecar.budget import Budget
 from engram_sidecar.chance import jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import BreakerOpen, NodeRefused, OutcomeUnknown, ShardUnavailable, Shed
 from engram_sidecar.failover import Lane
 from engram_sidecar.gate import JITTER_RATIO, Gate, Kind, kind_of
@@ -68,7 +69,7 @@ class Guard:
 
     def may_hedge(self, shard: str) -> bool:
         """True if a read of the shard that is late may be asked again elsewhere; it then counts as repeated."""
-        return self._resilience().retry_percent > 0 and self._budgets[shard].spend(_now_s())
+        return self._resilience().retry_percent > 0 and self._budgets[shard].spend(monotonic_s())
 
     async def read_beside(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The same as `read_once`, of a read that is asked elsewhere too: it is no further request."""
@@ -77,7 +78,7 @@ class Guard:
     async def _in_half(
         self, patience: Patience, place: Place, query: str, *args: object, timeout_s: float
     ) -> list[Row]:
-        now_s = _now_s()
+        now_s = monotonic_s()
         half_s = min(timeout_s, (patience.by_s or now_s) - now_s) / 2
         return await self._gate.read(Patience(by_s=now_s + half_s), place, query, *args, timeout_s=half_s)
 
@@ -147,13 +148,13 @@ class Guard:
 
     def _patience(self, place: Place) -> Patience:
         """The request's, which begins if it has not; the question earns its part of a retry."""
-        self._budgets[place.shard].earn(self._resilience().retry_percent, _now_s())
+        self._budgets[place.shard].earn(self._resilience().retry_percent, monotonic_s())
         return self._begun()
 
     def _begun(self) -> Patience:
         """The request's, which begins if it has not."""
         tuned, patience = self._resilience(), of_request()
-        patience.begin(_now_s(), tuned.deadline_seconds, tuned.failover_seconds)
+        patience.begin(monotonic_s(), tuned.deadline_seconds, tuned.failover_seconds)
         return patience
 
     async def _pause(
@@ -165,7 +166,7 @@ class Guard:
         """
         if attempt + 1 == ATTEMPTS:
             raise failure
-        now_s = _now_s()
+        now_s = monotonic_s()
         if failure.again_s is None:
             is_off = self._resilience().retry_percent == 0 or isinstance(failure, _UNASKED)
             pause_s = jittered(FIRST_PAUSE_S * 2**attempt, JITTER_RATIO)
@@ -183,7 +184,3 @@ class Guard:
         except Shed:
             self._on_shed(kind)
             raise
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -19,6 +19,7 @@ from engram_contract.policy import Limits
 from engram_contract.slots import MemoryId
 from engram_sidecar import jsontext
 from engram_sidecar.audit import Subject
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import Floors, Session, begin_session
 from engram_sidecar.errors import BadRequest, Flaw, NotFound, TooLarge, Unprocessable
 from engram_sidecar.etags import write_conditions
@@ -53,7 +54,7 @@ class Call:
     def read_session(self) -> None:
         """Takes the session's token and the asked consistency from the headers. Raises BadRequest."""
         said = self.request.headers
-        now_s = asyncio.get_running_loop().time()
+        now_s = monotonic_s()
         self.session.read_headers(said.getall(CONSISTENCY_HEADER, []), said.getall(SESSION_HEADER, []), now_s)
 
 

@@ -20,6 +20,7 @@ from typing import Final
 from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.cache import Ticket
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import Floors, Level, Session, Source, take_up
 from engram_sidecar.errors import KeyMissing, SealBroken, Shed, SidecarError
 from engram_sidecar.fetching import Fetch, Fetched
@@ -140,7 +141,7 @@ class Loader:
             self._settle(wanted, loaded)
 
     async def _ask_remote(self, _: str, asked: Sequence[Wanted]) -> list[Loaded | Exception | None]:
-        began_s = asyncio.get_running_loop().time()
+        began_s = monotonic_s()
         with shared([each.recorder for each in asked]):
             found = await self._remote.get([(each.id, each.shared) for each in asked if each.shared is not None])
             return [await self._opened_there(each, kept, began_s) for each, kept in zip(asked, found, strict=True)]

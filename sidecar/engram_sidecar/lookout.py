@@ -17,6 +17,7 @@ from typing import Final
 from engram_contract.shardmap import ShardMap
 from engram_sidecar import routing
 from engram_sidecar.chance import drawn, jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import Level, Session
 from engram_sidecar.errors import NodeRefused, ShardUnavailable
 from engram_sidecar.gate import GRACE_S
@@ -73,7 +74,7 @@ class Lookout:
 
     def lags(self) -> Iterator[tuple[str, str, float]]:
         """(shard, node, seconds): at most how far behind each replica is, of those that are looked at."""
-        now_s = _now_s()
+        now_s = monotonic_s()
         for shard, watched in self._shards.items():
             if now_s - watched.read_s <= ACTIVE_S:
                 yield from ((shard, node, behind_s) for node, behind_s in watched.standing.replicas(now_s))
@@ -83,7 +84,7 @@ class Lookout:
         watched = self._shards.get(shard)
         if watched is None:
             return None
-        watched.read_s = now_s = _now_s()
+        watched.read_s = now_s = monotonic_s()
         self._woken.set()
         wanted, standing = self._wanted(shard, session), watched.standing
         names = standing.eligible(wanted, now_s)
@@ -91,7 +92,7 @@ class Lookout:
             if names or (near := standing.nearest(wanted, now_s)) is None:
                 break
             await self._look(watched, near, FRESH_S)
-            now_s = _now_s()
+            now_s = monotonic_s()
             names = standing.eligible(wanted, now_s)
         return _chosen(watched, names, now_s)
 
@@ -100,8 +101,8 @@ class Lookout:
         watched = self._shards.get(shard)
         if watched is None:
             return None
-        names = watched.standing.eligible(self._wanted(shard, session), _now_s())
-        return _chosen(watched, [name for name in names if name != asked.place.node.name], _now_s())
+        names = watched.standing.eligible(self._wanted(shard, session), monotonic_s())
+        return _chosen(watched, [name for name in names if name != asked.place.node.name], monotonic_s())
 
     def _wanted(self, shard: str, session: Session) -> Wanted:
         floor = None if session.level is Level.EVENTUAL else session.floor(shard)
@@ -118,7 +119,7 @@ class Lookout:
         """Looks, until cancelled."""
         while True:
             await self._woken.wait()
-            active_s = _now_s() - ACTIVE_S
+            active_s = monotonic_s() - ACTIVE_S
             read = [watched for watched in self._shards.values() if watched.read_s >= active_s]
             if not read:
                 self._woken.clear()
@@ -128,7 +129,7 @@ class Lookout:
             await asyncio.sleep(jittered(LOOK_S, JITTER_RATIO))
 
     async def _look(self, watched: _Watched, name: str, timeout_s: float) -> None:
-        asked_s = _now_s()
+        asked_s = monotonic_s()
         if asked_s < watched.held_until_s[name]:
             return
         try:
@@ -149,7 +150,3 @@ def _chosen(watched: _Watched, names: list[str], now_s: float) -> Chosen | None:
         return None
     name = min(drawn(names, 2), key=watched.latency_s.__getitem__)
     return Chosen(watched.places[name], watched.standing.look_at(name), watched.standing.behind_s(name, now_s) or 0.0)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

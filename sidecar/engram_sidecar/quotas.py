@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from engram_contract.shardmap import Shard, ShardMap
 from engram_sidecar import routing
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import DeadlineExceeded, QuotaExceeded, ShardUnavailable
 from engram_sidecar.patience import of_request
 from engram_sidecar.records import Operation, Patch, Put
@@ -65,9 +66,9 @@ class Borrower:
                 return await write()
             except QuotaExceeded as refused:
                 full = refused
-            deadline_s = deadline_s or min(_now_s() + self._timeout_s, of_request().by_s or inf)
+            deadline_s = deadline_s or min(monotonic_s() + self._timeout_s, of_request().by_s or inf)
             try:
-                await asyncio.wait_for(turn.acquire(), deadline_s - _now_s())
+                await asyncio.wait_for(turn.acquire(), deadline_s - monotonic_s())
             except TimeoutError as error:
                 raise DeadlineExceeded(place.shard, "no room under the quota in time") from error
             try:
@@ -101,16 +102,12 @@ class Borrower:
     async def _lend(self, shard: Shard, place: Place, life: str, missing: Loan, by_s: float) -> Loan:
         """What moved from the shard's allowance to the place's. Raises ShardUnavailable."""
         lender, asked = routing.primary(shard), (place.shard, missing.memories, missing.size_bytes)
-        [[is_lent]] = await self._store.write(lender, "lend_quota", *asked, timeout_s=by_s - _now_s())
+        [[is_lent]] = await self._store.write(lender, "lend_quota", *asked, timeout_s=by_s - monotonic_s())
         if not is_lent:
             return Loan(0, 0)
-        [[token]] = await self._store.read(lender, "loan_token", place.shard, life, timeout_s=by_s - _now_s())
-        [row] = await self._store.write(place, "borrow_quota", token, timeout_s=by_s - _now_s())
+        [[token]] = await self._store.read(lender, "loan_token", place.shard, life, timeout_s=by_s - monotonic_s())
+        [row] = await self._store.write(place, "borrow_quota", token, timeout_s=by_s - monotonic_s())
         return Loan(row["memories"], row["bytes"])
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _needed(operations: Sequence[Operation]) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin
 from engram_sidecar.cache import Cache, CacheView, Ticket
 from engram_sidecar.chance import jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import Floors, Level, Session, Source, session_of_request
 from engram_sidecar.envelope import Drawer
 from engram_sidecar.errors import (
@@ -105,7 +106,7 @@ class Recall:
 
     def doubt(self) -> None:
         """What others told may not have been heard."""
-        self._hearsay.doubt(_now_s())
+        self._hearsay.doubt(monotonic_s())
         self.flush()
 
     def flush(self) -> None:
@@ -119,7 +120,7 @@ class Recall:
             self.flush()
         for memory_id in ids or ():
             self.drop(key_of(memory_id))
-        self._hearsay.hear(shard, position, _now_s())
+        self._hearsay.hear(shard, position, monotonic_s())
 
     async def close(self) -> None:
         """Ends what is read, and told, beside requests."""
@@ -133,9 +134,9 @@ class Recall:
         if (recalled := self.find(memory_id, session)) is not None:
             return recalled
         tuned = self._rules.policy().resilience
-        by_s = of_request().begin(_now_s(), tuned.deadline_seconds, tuned.failover_seconds)
+        by_s = of_request().begin(monotonic_s(), tuned.deadline_seconds, tuned.failover_seconds)
         try:
-            async with asyncio.timeout(by_s + GRACE_S - _now_s()):
+            async with asyncio.timeout(by_s + GRACE_S - monotonic_s()):
                 return await self._loaded(memory_id, session, by_s)
         except TimeoutError:
             late = DeadlineExceeded(self._rules.shard_of(memory_id), "no answer in time")
@@ -145,7 +146,7 @@ class Recall:
 
     def find(self, memory_id: MemoryId, session: Session) -> Recalled | None:
         """What is kept, if it is fresh and the session may take it. Shortly before its end it is loaded again."""
-        now_s, key = _now_s(), key_of(memory_id)
+        now_s, key = monotonic_s(), key_of(memory_id)
         kept = self._cache.get(key, now_s)
         if kept is None:
             session.cached("fwd=uri-miss")
@@ -168,7 +169,7 @@ class Recall:
 
         None as well if it is to be loaded again soon.
         """
-        now_s = _now_s()
+        now_s = monotonic_s()
         kept = self._cache.get(key, now_s)
         if kept is None or not kept.tag:
             return None
@@ -182,7 +183,7 @@ class Recall:
 
     def instead(self, memory_id: MemoryId, session: Session, failure: ShardUnavailable) -> Recalled:
         """What is kept, if it is not older than the policy allows. Raises the failure if there is nothing to show."""
-        now_s, key = _now_s(), key_of(memory_id)
+        now_s, key = monotonic_s(), key_of(memory_id)
         kept = self._cache.get(key, now_s)
         if kept is None or not session.may_take(kept.shard, kept.source):
             raise failure
@@ -217,7 +218,7 @@ class Recall:
 
         Its end is to be told to `came`.
         """
-        key, shard, now_s = key_of(memory_id), self._rules.shard_of(memory_id), _now_s()
+        key, shard, now_s = key_of(memory_id), self._rules.shard_of(memory_id), monotonic_s()
         # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
         may_share = session.is_plain and not self._loads.was_asked(key, now_s)
         future: asyncio.Future[Recalled] = asyncio.get_running_loop().create_future()
@@ -262,7 +263,7 @@ class Recall:
         """The answer, which is kept if it may be."""
         key, memory, shard, source = wanted.key, loaded.memory, loaded.shard, loaded.source
         if not source.is_shared:
-            self._loads.note_asked(key, _now_s())
+            self._loads.note_asked(key, monotonic_s())
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
         recalled = Recalled(body, tag, shard, source)
         if self._wins(key, recalled, wanted.ticket) and self.may_keep(shard, source):
@@ -286,7 +287,7 @@ class Recall:
         of the memory the later one is kept. That there is none has no place in the order: then nothing is kept.
         """
         is_valid = self._cache.ticket(key) == ticket
-        later = self._overtake(key, recalled.tag, _now_s())
+        later = self._overtake(key, recalled.tag, monotonic_s())
         return is_valid and later is not None and later >= 0
 
     def _overtake(self, key: bytes, tag: str, now_s: float) -> int | None:
@@ -308,14 +309,14 @@ class Recall:
 
     def saw(self, found: Iterable[Memory]) -> None:
         """A list, a search or a batch showed these: nothing older of them is shown after it."""
-        now_s = _now_s()
+        now_s = monotonic_s()
         for memory in found:
             key = key_of(memory.id)
             self._overtake(key, str(memory.etag), now_s)
             self._loads.note_asked(key, now_s)
 
     def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
-        policy, now_s = self._rules.policy(), _now_s()
+        policy, now_s = self._rules.policy(), monotonic_s()
         if not policy.cache.local_entries:
             return
         until_s = recalled.source.began_s + (jittered(policy.cache.local_ttl_s, JITTER_RATIO) or inf)
@@ -330,7 +331,7 @@ class Recall:
 
     def _refresh(self, memory_id: MemoryId) -> None:
         """Loads the memory beside the request, for whoever asks next."""
-        by_s = _now_s() + self._rules.policy().resilience.deadline_seconds
+        by_s = monotonic_s() + self._rules.policy().resilience.deadline_seconds
         _ = self.load(memory_id, Session(self._floors), by_s)
 
     def _age_s(self, kept: Kept, now_s: float) -> float:
@@ -372,7 +373,7 @@ class Recall:
                 if writing.may_have_happened:
                     await self._tell(ids)
             finally:
-                until_s = _now_s() + DOUBT_S if writing.is_unknown else None
+                until_s = monotonic_s() + DOUBT_S if writing.is_unknown else None
                 for key in keys:
                     self._cache.end(key, until_s)
                     self._loads.part(key)
@@ -393,7 +394,3 @@ class Recall:
         tells = [self._bulletin.tell(shard, written, session.position(shard)) for shard, written in by_shard.items()]
         for told in tells:
             await told
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

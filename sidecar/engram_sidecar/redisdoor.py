@@ -22,6 +22,7 @@ from engram_contract.credentials import CacheLogin
 from engram_contract.names import cache_part
 from engram_contract.redisurl import Address
 from engram_sidecar.breaker import Breaker, Limits, Outcome, View
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import CacheUnavailable
 from engram_sidecar.redisdial import CONNECT_S, Command, Dialler, driver_error, is_elsewhere, translated, unavailable
 
@@ -110,11 +111,11 @@ class Door:
                     await pool.look()
 
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        pool, now_s = self._pool, asyncio.get_running_loop().time
+        pool = self._pool
         if pool is None:
             raise CacheUnavailable("there is no login")
         breaker = self._breaker
-        admitted = breaker.admit(LIMITS, now_s())
+        admitted = breaker.admit(LIMITS, monotonic_s())
         if admitted is None:
             raise CacheUnavailable("it failed again and again and is left alone")
         outcome = Outcome.WITHDRAWN
@@ -127,7 +128,7 @@ class Door:
             outcome = Outcome.FAILED
             raise
         finally:
-            breaker.settle(admitted, outcome, LIMITS, now_s())
+            breaker.settle(admitted, outcome, LIMITS, monotonic_s())
         return _checked(replies)
 
     @asynccontextmanager

@@ -11,7 +11,6 @@ Promises
 4. A memory leaves it when it expires, by the clocks of Redis and of who reads.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from engram_contract.session import Position
 from engram_contract.slots import MemoryId
 from engram_sidecar.bulletin import Bulletin, key_of
 from engram_sidecar.cachedrow import BadRow, parse_row, write_row
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import CacheUnavailable
 from engram_sidecar.records import Memory
 from engram_sidecar.redisdoor import Door
@@ -70,7 +70,7 @@ class Remote:
         writes = self._bulletin.writes
         if writes is None or self._bulletin.is_owing:
             return None
-        return Ticket(_now_s(), writes, self._bulletin.doubts)
+        return Ticket(monotonic_s(), writes, self._bulletin.doubts)
 
     async def get(self, asked: Sequence[tuple[MemoryId, Ticket]]) -> list[tuple[Memory, Position | None] | None]:
         """Each memory, sealed as it is stored, and the position behind all that is in it; None if it is not there."""
@@ -137,7 +137,3 @@ class Remote:
 
     def _search_key(self, digest: str, ticket: Ticket) -> str:
         return f"{self._door.part}s:{ticket.writes:x}:{digest}"
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

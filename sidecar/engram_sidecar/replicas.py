@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from engram_contract.session import UNKNOWN, Position
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import Level, Session, Source, session_of_request
 from engram_sidecar.errors import ShardUnavailable, SlotMoved
 from engram_sidecar.guard import Guard
@@ -96,7 +97,7 @@ class Replicas:
         chosen = await self._lookout.choose(question.place.shard, session)
         if chosen is None:
             return None
-        began_s, tasks = _now_s(), [asyncio.create_task(self._ask(self._guard.read_once, question, chosen))]
+        began_s, tasks = monotonic_s(), [asyncio.create_task(self._ask(self._guard.read_once, question, chosen))]
         try:
             await asyncio.wait(tasks, timeout=self._lateness.late_s(question.kind, began_s))
             if tasks[0].done() or not self._guard.may_hedge(question.place.shard):
@@ -105,19 +106,19 @@ class Replicas:
             first, shown = await _first_shown(tasks)
             self._on_hedge(first is tasks[1])
             if first is tasks[1]:
-                self._observe(question, chosen.place, _now_s() - began_s)
+                self._observe(question, chosen.place, monotonic_s() - began_s)
             return shown
         finally:
             self._withdraw(task for task in tasks if not task.done())
 
     async def _ask(self, ask: "_Ask", question: "_Question", chosen: Chosen) -> "_Shown | None":
         """What a replica answers, asked once; None if it does not."""
-        began_s = _now_s()
+        began_s = monotonic_s()
         try:
             rows = await ask(chosen.place, question.query, *question.args, timeout_s=question.timeout_s)
         except (ShardUnavailable, SlotMoved):
             return None
-        self._observe(question, chosen.place, _now_s() - began_s)
+        self._observe(question, chosen.place, monotonic_s() - began_s)
         if question.query not in POSITIONED:
             return _Shown(rows, question.place.shard, Source(began_s, behind_s=chosen.behind_s))
         look, position = Position(chosen.look.timeline or 0, chosen.look.lsn), _position(rows[0], chosen)
@@ -143,7 +144,7 @@ class Replicas:
 
     async def _ask_primary(self, ask: "_Ask", question: "_Question", session: Session) -> "_Shown | None":
         """What the primary answers; None if it is none."""
-        shard, ticket, began_s = question.place.shard, session.ticket(), _now_s()
+        shard, ticket, began_s = question.place.shard, session.ticket(), monotonic_s()
         rows = await ask(question.place, question.query, *question.args, timeout_s=question.timeout_s)
         if question.query not in POSITIONED or not session.has_replicas(shard):
             return _Shown(rows, shard, Source(began_s), is_by_replica=False)
@@ -154,7 +155,7 @@ class Replicas:
         return _Shown(rows, shard, Source(began_s, None, position), ticket, is_by_replica=False)
 
     def _observe(self, question: "_Question", place: Place, seconds: float) -> None:
-        self._lateness.observe(question.kind, seconds, _now_s())
+        self._lateness.observe(question.kind, seconds, monotonic_s())
         self._lookout.observe(place, seconds)
 
     def _withdraw(self, tasks: "Iterable[asyncio.Task[_Shown | None]]") -> None:
@@ -229,7 +230,3 @@ def _position(row: Row, chosen: Chosen) -> Position:
     """One behind all that the statement saw; of a replica that was promoted meanwhile, as a primary tells it."""
     timeline = row["timeline"] or chosen.look.timeline
     return Position(timeline, row["seen_lsn"]) if timeline else UNKNOWN
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

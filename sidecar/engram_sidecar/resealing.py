@@ -24,6 +24,7 @@ from uuid import UUID
 from engram_contract.shardmap import ShardState
 from engram_sidecar import routing
 from engram_sidecar.chance import at_most, jittered
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.config import Config, InForce
 from engram_sidecar.errors import Collision, KeyMissing, QuotaExceeded, SealBroken, ShardUnavailable, SlotMoved
 from engram_sidecar.metrics import Metrics
@@ -106,13 +107,13 @@ class Resealer:
     async def _sweep_version(self, place: Place, sealer: Sealer, version: int) -> None:
         unreadable = self._unreadable[place.shard, version]
         while sealer is self._vault.sealer and len(unreadable) < MAX_UNREADABLE:
-            began_s = _now_s()
+            began_s = monotonic_s()
             batch = await self._run_batch(place, sealer, version, unreadable)
             self._metrics.count_resealed(batch.written)
             unreadable += batch.unreadable
             if not batch.looked:
                 return
-            await asyncio.sleep(max(PAUSE_S, _now_s() - began_s))
+            await asyncio.sleep(max(PAUSE_S, monotonic_s() - began_s))
 
     async def _run_batch(self, place: Place, sealer: Sealer, version: int, unreadable: Sequence[UUID]) -> Batch:
         async with self._store.transaction(place, self._timeout_s) as transaction:
@@ -169,7 +170,3 @@ def _first_bytes(rows: Sequence[Row]) -> list[Row]:
             break
         chosen.append(row)
     return chosen
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -10,12 +10,12 @@ than the first of its memories lives.
 3. Of a tenant that has keys they are sealed, and nobody can tell from the place what was searched for.
 """
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from math import inf
 
 from engram_sidecar.bulletin import Bulletin
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import Level, session_of_request
 from engram_sidecar.errors import KeyMissing, SealBroken
 from engram_sidecar.recall import Recall
@@ -46,7 +46,7 @@ class Searches:
         name = self._vault.sealer.search_name(normalized(asked))
         kept = await self._remote.get_search(name, ticket)
         if kept is not None and (results := await self._opened(name, kept)) is not None:
-            now_s = asyncio.get_running_loop().time()
+            now_s = monotonic_s()
             session.cached("fwd=uri-miss; detail=shared")
             session.is_as_old_as(max(now_s - (self._bulletin.sound_s or now_s), 0.0))
             return results

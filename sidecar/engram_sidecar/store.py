@@ -22,6 +22,7 @@ from engram_contract.credentials import Credentials
 from engram_contract.names import FENCE_SQLSTATE, QUOTA_SQLSTATE
 from engram_contract.session import UNKNOWN, Position
 from engram_contract.shardmap import Node
+from engram_sidecar.clock import monotonic_s
 from engram_sidecar.consistency import session_of_request
 from engram_sidecar.errors import (
     Collision,
@@ -193,7 +194,7 @@ class Store:
 
     async def read(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query."""
-        deadline_s = _now_s() + timeout_s
+        deadline_s = monotonic_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
             try:
                 with part("db", place.shard, query):
@@ -207,7 +208,7 @@ class Store:
 
     async def write(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query that changes something, in a transaction of its own."""
-        deadline_s = _now_s() + timeout_s
+        deadline_s = monotonic_s() + timeout_s
         for _ in range(COLLISION_ATTEMPTS):
             try:
                 async with self._session(place, _left_s(deadline_s)) as connection:
@@ -222,7 +223,7 @@ class Store:
     @asynccontextmanager
     async def transaction(self, place: Place, timeout_s: float) -> AsyncIterator["Transaction"]:
         """Several named queries that happen together or not at all. Raises Collision if it may be run again."""
-        deadline_s = _now_s() + timeout_s
+        deadline_s = monotonic_s() + timeout_s
         async with self._session(place, timeout_s) as connection:
             with _write_errors(place):
                 await _check_primary(connection, place, deadline_s)
@@ -295,13 +296,9 @@ async def _tell_position(connection: Connection, place: Place, deadline_s: float
     session.reached(place.shard, position, ticket)
 
 
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
 def _left_s(deadline_s: float) -> float:
     """What is left until the deadline; a hair above none, as a driver takes zero for no limit."""
-    return max(deadline_s - _now_s(), 0.001)
+    return max(deadline_s - monotonic_s(), 0.001)
 
 
 class Transaction:

@@ -124,7 +124,7 @@ async def settled() -> None:
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     found = Shelf()
-    monkeypatch.setattr(room, "_now_s", lambda: found.now_s)
+    monkeypatch.setattr(room, "monotonic_s", lambda: found.now_s)
     monkeypatch.setattr(room, "jittered", lambda seconds, _ratio: seconds)
     return found
 
@@ -311,7 +311,7 @@ async def test_what_is_kept_of_a_tenant_that_encrypts_is_ciphertext(
     monkeypatch: pytest.MonkeyPatch, encrypts: bool
 ) -> None:
     shelf = Shelf(encrypts=encrypts)
-    monkeypatch.setattr(room, "_now_s", lambda: shelf.now_s)
+    monkeypatch.setattr(room, "monotonic_s", lambda: shelf.now_s)
     await shelf.get()
     found = shelf.recall.fresh(KEY)
     assert found is not None
