@@ -1,8 +1,8 @@
-"""What is being read from shards by id: one load of a key for all who ask meanwhile, and which keys were asked of late.
+"""What is being read from shards by id: one load of a key for all who ask meanwhile, and what was shown of late.
 
 Promises
 1. A load goes on when whoever began it leaves; its failure is told to those who wait, and to nobody else.
-2. Nothing grows without bound: of each key at most one load is joined, and what was asked is kept for RECENT_S.
+2. Nothing grows without bound: of each key at most one load is joined, and what was shown is kept for RECENT_S.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class Loads(Generic[Answer]):
     def __init__(self) -> None:
         self._joined: dict[bytes, asyncio.Future[Answer]] = {}
         self._under_way: Counter[bytes] = Counter()
-        self._asked_s: dict[bytes, float] = {}  # the oldest first
+        self._shown: dict[bytes, tuple[float, str]] = {}  # since when, and its tag; the oldest first
         self._beside: set[asyncio.Task[Any]] = set()
 
     def __contains__(self, key: bytes) -> bool:
@@ -50,16 +50,21 @@ class Loads(Generic[Answer]):
         """Whether some load of the key has not ended."""
         return key in self._under_way
 
-    def note_asked(self, key: bytes, now_s: float) -> None:
-        """The shard was asked for it."""
-        self._asked_s.pop(key, None)
-        self._asked_s[key] = now_s
-        while (oldest := next(iter(self._asked_s))) != key and not self.was_asked(oldest, now_s):
-            del self._asked_s[oldest]
+    def note_shown(self, key: bytes, tag: str, now_s: float) -> None:
+        """A shard showed this state of the memory, "" that there is none.
 
-    def was_asked(self, key: bytes, now_s: float) -> bool:
-        """Whether the shard was asked for it within RECENT_S."""
-        return self._asked_s.get(key, 0.0) > now_s - RECENT_S
+        The same state again is no news: whoever wrote it did so before it was shown first.
+        """
+        if tag and self.is_new(key, now_s) and self._shown[key][1] == tag:
+            return
+        self._shown.pop(key, None)
+        self._shown[key] = (now_s, tag)
+        while (oldest := next(iter(self._shown))) != key and not self.is_new(oldest, now_s):
+            del self._shown[oldest]
+
+    def is_new(self, key: bytes, now_s: float) -> bool:
+        """Whether what was shown of it last is so new that its writer may be about to tell."""
+        return key in self._shown and self._shown[key][0] > now_s - RECENT_S
 
     def go_on_beside(self, task: "asyncio.Task[Any]") -> None:
         """Nobody waits for it."""

@@ -219,8 +219,8 @@ class Recall:
         Its end is to be told to `came`.
         """
         key, shard, now_s = key_of(memory_id), self._rules.shard_of(memory_id), monotonic_s()
-        # Who asked the shard of late asks it again: it may have shown what its writer is about to tell.
-        may_share = session.is_plain and not self._loads.was_asked(key, now_s)
+        # Who was shown something new by the shard asks it again: its writer may be about to tell.
+        may_share = session.is_plain and not self._loads.is_new(key, now_s)
         future: asyncio.Future[Recalled] = asyncio.get_running_loop().create_future()
         session.sources.clear()
         self._loads.begin(key, future, is_joined=session.is_plain)
@@ -262,9 +262,9 @@ class Recall:
     def _concluded(self, wanted: Wanted, loaded: Loaded) -> Recalled:
         """The answer, which is kept if it may be."""
         key, memory, shard, source = wanted.key, loaded.memory, loaded.shard, loaded.source
-        if not source.is_shared:
-            self._loads.note_asked(key, monotonic_s())
         body, tag = (b"", "") if memory is None else (encode(memory_document(memory, shard)), str(memory.etag))
+        if not source.is_shared:
+            self._loads.note_shown(key, tag, monotonic_s())
         recalled = Recalled(body, tag, shard, source)
         if self._wins(key, recalled, wanted.ticket) and self.may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
@@ -311,9 +311,9 @@ class Recall:
         """A list, a search or a batch showed these: nothing older of them is shown after it."""
         now_s = monotonic_s()
         for memory in found:
-            key = key_of(memory.id)
-            self._overtake(key, str(memory.etag), now_s)
-            self._loads.note_asked(key, now_s)
+            key, tag = key_of(memory.id), str(memory.etag)
+            self._overtake(key, tag, now_s)
+            self._loads.note_shown(key, tag, now_s)
 
     def _fill(self, key: bytes, recalled: Recalled, expires: datetime | None) -> None:
         policy, now_s = self._rules.policy(), monotonic_s()

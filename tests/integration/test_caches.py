@@ -19,7 +19,7 @@ from engram_operator.clients import postgres
 from engram_sidecar.app import serving
 from engram_sidecar.bulletin import TOMBSTONE_S
 from engram_sidecar.settings import Settings
-from tests.harness import NUMBERS, RealServer, Tenant, create_tenant, server_folder
+from tests.harness import NO_CACHE, NUMBERS, RealServer, Tenant, create_tenant, server_folder
 from tests.redis_server import RedisServer, share
 
 SECONDS = 8.0
@@ -268,6 +268,24 @@ async def test_what_one_sidecar_writes_the_other_shows_soon_and_what_it_read_the
             await asyncio.sleep(0.05)
     _, answer, said = await other.ask("GET", "shared")
     assert (answer["content"], said["Cache-Status"]) == ("heron", "engram; fwd=uri-miss; detail=shared")
+
+
+@pytest.mark.usefixtures("patient_calls")
+async def test_what_is_read_on_and_on_comes_from_redis_again_when_it_is_no_news(
+    pair: tuple[RealServer, RealServer], tmp_path: Path, http: aiohttp.ClientSession, serve: Serve, redis: RedisServer
+) -> None:
+    """The first level keeps nothing here, so each read is asked of one of the two."""
+    tenant = await create_tenant(f"k{next(NUMBERS)}", pair[:1], tmp_path / "config", spec=SPEC, caching=NO_CACHE)
+    await share(redis, tenant)
+    [caller] = (Caller(http, [port], None) for port in await serve(tenant, 1))
+    await caller.ask("PUT", "k", {"content": "heron"})
+    said = ""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not said.endswith("detail=shared"):
+            _, answer, headers = await caller.ask("GET", "k")
+            said = headers["Cache-Status"]
+            assert answer["content"] == "heron"
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.usefixtures("patient_calls")
