@@ -124,7 +124,7 @@ async def test_writes_outlast_a_primary_that_comes_back_within_the_wait(
     server: RealServer, tmp_path: Path, session: aiohttp.ClientSession, mode: str
 ) -> None:
     """200 writes a second over a stop and a start: no error, the line within its bound, no spike when it drains."""
-    tenant = await tenant_of(server, tmp_path)
+    tenant = await tenant_of(server, tmp_path, failoverSeconds=30)  # a start takes ten on a machine with other work
     async with serving(settings_of(tenant)) as ports:
         caller = Caller(session, ports)
         rate_per_s = await bearable_rate(caller)

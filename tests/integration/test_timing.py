@@ -20,6 +20,7 @@ from engram_sidecar.tracing import CLOSE_S, Tracing
 from tests.harness import Http, SidecarThread, Tenant
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+THREAD_S = 60.0
 SECRETS = ("quietheron", "user-of-heron", "key-of-heron")
 
 
@@ -86,6 +87,16 @@ def traced(tenant: Tenant, port: int) -> Iterator[Http]:
         http = Http(thread.ports.http_port)
         yield http
         http.close()
+
+
+@pytest.fixture(autouse=True)
+def ended_threads() -> Iterator[None]:
+    """No thread of the SDK goes on: it draws random numbers to try again, which hypothesis takes for a test's own."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith(("Otel", "engram-tracing")):
+            thread.join(THREAD_S)
+            assert not thread.is_alive(), thread.name
 
 
 def durations(header: str) -> dict[str, float]:
