@@ -10,8 +10,8 @@ from typing import Final
 
 from engram_cli.ports import PORTS, is_free
 
-WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS  # one more after a crash
 MINE: Final = PORTS[len(PORTS) * WORKER // WORKERS : len(PORTS) * (WORKER + 1) // WORKERS]
 
 _turns = count(random.randrange(len(MINE)))

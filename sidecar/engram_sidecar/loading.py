@@ -108,13 +108,17 @@ class Loader:
         else:
             self._go_to_shard(wanted)
 
-    async def share(self, stored: Memory, shard: str, shown: Position | None, ticket: Shared) -> None:
-        """Puts it into L2; what is older there goes, as its writer died before it told, or does not reach Redis."""
+    async def share(self, stored: Memory, shard: str, shown: Position | None, ticket: Shared) -> bool:
+        """Puts it into L2, and whether it is there; what is older there goes.
+
+        Its writer died before it told, or does not reach Redis.
+        """
         if await self._remote.fill(stored, shown, ticket):
-            return
+            return True
         [there] = await self._remote.get([(stored.id, ticket)])
         if there is not None and order(str(stored.etag), str(there[0].etag)) != -1 and stored.etag != there[0].etag:
             self._ways.forget(shard, stored.id, shown)
+        return there is not None and there[0].etag == stored.etag
 
     async def close(self) -> None:
         """Ends what is asked."""

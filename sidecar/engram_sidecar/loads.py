@@ -6,12 +6,22 @@ Promises
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 RECENT_S: Final = 5.0
 
 Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class _Shown:
+    """A state of a memory by its tag, when it was news last, and whether L2 has it."""
+
+    at_s: float
+    tag: str
+    is_there: bool = False
 
 
 class Loads(Generic[Answer]):
@@ -20,7 +30,7 @@ class Loads(Generic[Answer]):
     def __init__(self) -> None:
         self._joined: dict[bytes, asyncio.Future[Answer]] = {}
         self._under_way: Counter[bytes] = Counter()
-        self._shown: dict[bytes, tuple[float, str]] = {}  # since when, and its tag; the oldest first
+        self._shown: OrderedDict[bytes, _Shown] = OrderedDict()  # the oldest first
         self._beside: set[asyncio.Task[Any]] = set()
 
     def __contains__(self, key: bytes) -> bool:
@@ -53,18 +63,24 @@ class Loads(Generic[Answer]):
     def note_shown(self, key: bytes, tag: str, now_s: float) -> None:
         """A shard showed this state of the memory, "" that there is none.
 
-        The same state again is no news: whoever wrote it did so before it was shown first.
+        A state that L2 has is no news again: L2 goes back behind it only by a fill from before, which has RECENT_S.
         """
-        if tag and self.is_new(key, now_s) and self._shown[key][1] == tag:
-            return
-        self._shown.pop(key, None)
-        self._shown[key] = (now_s, tag)
-        while (oldest := next(iter(self._shown))) != key and not self.is_new(oldest, now_s):
+        while self._shown and not self.is_new(oldest := next(iter(self._shown)), now_s):
             del self._shown[oldest]
+        known = self._shown.get(key)
+        if known is None or known.tag != tag or not known.is_there:
+            self._shown[key] = _Shown(now_s, tag)
+            self._shown.move_to_end(key)
+
+    def note_there(self, key: bytes, tag: str) -> None:
+        """L2 has this state of the memory, by what the shard showed."""
+        known = self._shown.get(key)
+        if known is not None and known.tag == tag:
+            known.is_there = True
 
     def is_new(self, key: bytes, now_s: float) -> bool:
         """Whether what was shown of it last is so new that its writer may be about to tell."""
-        return key in self._shown and self._shown[key][0] > now_s - RECENT_S
+        return key in self._shown and self._shown[key].at_s > now_s - RECENT_S
 
     def go_on_beside(self, task: "asyncio.Task[Any]") -> None:
         """Nobody waits for it."""

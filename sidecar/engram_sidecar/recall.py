@@ -270,8 +270,12 @@ class Recall:
             self._fill(key, recalled, None if memory is None else memory.expires)
             if loaded.stored is not None and wanted.shared is not None:
                 share = self._loader.share(loaded.stored, shard, source.shown, wanted.shared)
-                self._loads.go_on_beside(asyncio.create_task(share))
+                self._loads.go_on_beside(asyncio.create_task(self._noted(key, tag, share)))
         return recalled
+
+    async def _noted(self, key: bytes, tag: str, share: Awaitable[bool]) -> None:
+        if await share:
+            self._loads.note_there(key, tag)
 
     def _most_waiting(self) -> int:
         return self._rules.policy().resilience.waiting_requests
