@@ -19,6 +19,31 @@ from tests.e2e.releases import image, need_image
 SHARD: Final = "s0"
 WRITES_S: Final = 20  # a take-over, with time before and after it
 WRITER: Final = Path(__file__).with_name("writer.py")
+# A leader's try for its lock meets a conflict: what it says of it, by the seconds that are left to it.
+CONFLICT: Final = """
+import sys, time
+from types import SimpleNamespace
+from patroni.dcs.kubernetes import Kubernetes, KubernetesError, k8s_client
+from patroni.utils import Retry
+def conflict(**kwargs):
+    raise k8s_client.rest.ApiException(status=409, reason='Conflict')
+def patch(*args, retry, **kwargs):
+    return retry(conflict)
+def other(*args, **kwargs):
+    return SimpleNamespace(metadata=SimpleNamespace(annotations={'leader': 'other'}, resource_version='2'))
+class Leader(Kubernetes):
+    leader_path, _name, _namespace = 'memory-s0-leader', 'me', 'home'
+    _patch_or_create = staticmethod(patch)
+    def __init__(self, left_s):
+        self._retry = Retry(deadline=left_s, max_delay=1, max_tries=-1)
+        self._api = SimpleNamespace(read_namespaced_kind=other)
+        self._kinds = SimpleNamespace(set=lambda name, kind: None)
+for left_s in (5.0, 0.5):
+    try:
+        print(Leader(left_s)._update_leader_with_retry({'leader': 'me'}, '1', []))
+    except KubernetesError as error:
+        print(error.value)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +124,14 @@ def test_the_image_has_what_a_shard_needs(
     assert "vector" in extensions.split()
     for program in ("barman-cloud-backup", "barman-cloud-wal-archive", "barman-cloud-restore", "patronictl"):
         cluster.kubectl("exec", "-n", namespace, f"{SHARD}-0", "--", f"/opt/patroni/bin/{program}", "--help")
+
+
+@pytest.mark.parametrize("base", ["namespace", "wheel"])
+def test_a_leader_steps_down_for_a_conflict_only_once_it_has_read_who_has_the_lock(
+    cluster: Cluster, request: pytest.FixtureRequest, base: str
+) -> None:
+    said = load.python(cluster, request.getfixturevalue(base), f"{SHARD}-0", CONFLICT)
+    assert said.splitlines()[-2:] == ["False", "no time to read who has the lock"]
 
 
 def test_the_pooler_knows_prepared_statements(cluster: Cluster, namespace: str) -> None:
