@@ -30,7 +30,7 @@ FIXED: Final[Mapping[str, str]] = {
 # Where Postgres finds its own files: never ours to set, nor the manifest's.
 PLACES: Final = frozenset({"port", "data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"})
 # A laptop runs several of these.
-DEFAULTS: Final[Mapping[str, str]] = {"max_wal_size": "512MB", "max_connections": "100", "shared_buffers": "64MB"}
+DEFAULTS: Final[Mapping[str, str]] = {"max_wal_size": "512MB", "max_connections": "100"}
 
 
 def build_settings(port: int, parameters: Mapping[str, str]) -> str:

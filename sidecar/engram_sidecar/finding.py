@@ -2,7 +2,7 @@
 
 A search goes twice over the shards: first for how often each lexeme stands there, so that the weights are those of
 all shards together, then for the best memories by these weights. So scores compare, and the merge is exact. What is
-common need not be counted each time (commons.py).
+common need not be counted each time (commons.py), and what is asked for alone not at all.
 
 Promises
 1. A shard that did not answer is named; if none did, that is an error and never an empty answer.
@@ -44,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What one shard said of a query's lexemes."""
+    """What one shard said of a query's lexemes; one alone counts as 1."""
 
     size: Size
     frequencies: dict[str, int]
@@ -129,6 +129,8 @@ class Finder:
             [row] = await self._store.read(place, "tenant_size", timeout_s=self._timeout_s)
             size = Size(self._monotonic_s() + SIZE_CACHE_S, row["memories"], row["mean_terms"])
             self._sizes[place.shard] = size
+        if len(lexemes) == 1:  # it has all the weight, however common it is
+            return [Counted(size, dict.fromkeys(lexemes, 1))]
         frequencies = self._commons.known(place.shard, lexemes, self._monotonic_s())
         if unknown := [each for each in lexemes if each not in frequencies]:
             rows = await self._store.read(

@@ -1,4 +1,4 @@
-"""What many callers ask at once goes in few statements, and nobody gets another one's answer or error."""
+"""What is asked, and what many ask at once, goes in few statements; nobody gets another one's answer or error."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from engram_sidecar.gate import Gate
 from engram_sidecar.guard import Guard
 from engram_sidecar.patience import begin_request
 from engram_sidecar.pipeline import Pipeline, World
-from engram_sidecar.records import Conditions, Draft, ETag, Hit, Put
+from engram_sidecar.records import Conditions, Draft, ETag, Hit, Put, Selection
 from engram_sidecar.sealing import Vault
 from engram_sidecar.store import Place, Row, Store
 from engram_sidecar.wire import encode, memory_document
@@ -153,3 +153,15 @@ async def test_a_caller_that_leaves_takes_nobody_along(tenant: Tenant, count: in
             await asyncio.sleep(0)
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(answer, Hit) for answer in answers) >= 40 - count - (40 % count)
+
+
+async def test_how_common_a_word_is_is_asked_only_where_it_stands_beside_others(tenant: Tenant) -> None:
+    async with pipeline_of(tenant) as (pipeline, store):
+        stored = [await put(pipeline, Draft(text, "null", user="u1")) for text in ("war", "war and peace", "heron")]
+        for query, found, counts in (("war", stored[:2], 0), ("war heron", [stored[2], *stored[:2]], 1)):
+            begin_request()
+            store.asked.clear()
+            hits = (await pipeline.search(query, Selection(user="u1"), 10)).hits
+            assert [hit.memory.id for hit in hits] == [hit.memory.id for hit in found]
+            assert store.asked["count_lexemes"] == counts
+            assert all(hit.score is not None and 0 < hit.score <= 1 for hit in hits)
