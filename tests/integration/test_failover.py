@@ -272,6 +272,22 @@ async def test_a_node_that_comes_back_is_met_by_one_question(
         assert (await caller("GET", "/v1/items", key="1"))[0] == 200
 
 
+async def test_a_node_that_fails_every_question_is_asked_a_fifth_more_at_most(
+    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    """With its breaker out of the way: what bounds the attempts is the budget."""
+    tenant = await tenant_of(server, tmp_path, retrieveFailures=100)
+    async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
+        caller = Caller(session, ports)
+        await caller.put(1)
+        proxy.turn(Fault.RESET)
+        requests = 80
+        answers = [await caller("GET", "/v1/items", key="1") for _ in range(requests)]
+        assert {(status, body["type"].rsplit("/", 1)[1]) for status, body in answers} == {(503, "shard-unavailable")}
+        retries = await caller.metric("engram_retries_total", 'operation="retrieve"')
+        assert 0 < retries <= 0.2 * requests
+
+
 async def test_no_request_is_answered_after_its_deadline(
     server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
