@@ -109,16 +109,20 @@ class Loader:
             self._go_to_shard(wanted)
 
     async def share(self, stored: Memory, shard: str, shown: Position | None, ticket: Shared) -> bool:
-        """Puts it into L2, and whether it is there; what is older there goes.
+        """Puts it into L2, and whether it is there then.
 
-        Its writer died before it told, or does not reach Redis.
+        What is older there goes: who wrote this died before it told, or does not reach Redis.
         """
         if await self._remote.fill(stored, shown, ticket):
             return True
         [there] = await self._remote.get([(stored.id, ticket)])
-        if there is not None and order(str(stored.etag), str(there[0].etag)) != -1 and stored.etag != there[0].etag:
+        if there is None:
+            return False
+        if there[0].etag == stored.etag:
+            return True
+        if order(str(stored.etag), str(there[0].etag)) != -1:
             self._ways.forget(shard, stored.id, shown)
-        return there is not None and there[0].etag == stored.etag
+        return False
 
     async def close(self) -> None:
         """Ends what is asked."""

@@ -7,6 +7,7 @@ Promises
 
 import asyncio
 from collections import Counter, OrderedDict
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -30,7 +31,8 @@ class Loads(Generic[Answer]):
     def __init__(self) -> None:
         self._joined: dict[bytes, asyncio.Future[Answer]] = {}
         self._under_way: Counter[bytes] = Counter()
-        self._shown: OrderedDict[bytes, _Shown] = OrderedDict()  # the oldest first
+        # The oldest first: a dict would look for it among all that went before.
+        self._shown: OrderedDict[bytes, _Shown] = OrderedDict()
         self._beside: set[asyncio.Task[Any]] = set()
 
     def __contains__(self, key: bytes) -> bool:
@@ -82,8 +84,9 @@ class Loads(Generic[Answer]):
         """Whether what was shown of it last is so new that its writer may be about to tell."""
         return key in self._shown and self._shown[key].at_s > now_s - RECENT_S
 
-    def go_on_beside(self, task: "asyncio.Task[Any]") -> None:
-        """Nobody waits for it."""
+    def go_on_beside(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Nobody waits for it; it ends by itself, or with `close`."""
+        task = asyncio.create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 

@@ -50,6 +50,7 @@ from engram_sidecar.loads import Loads
 from engram_sidecar.patience import of_request
 from engram_sidecar.records import Memory
 from engram_sidecar.remote import Remote
+from engram_sidecar.remote import Ticket as Shared
 from engram_sidecar.timing import recorder
 from engram_sidecar.wire import encode, memory_document
 
@@ -269,19 +270,18 @@ class Recall:
         if self._wins(key, recalled, wanted.ticket) and self.may_keep(shard, source):
             self._fill(key, recalled, None if memory is None else memory.expires)
             if loaded.stored is not None and wanted.shared is not None:
-                share = self._loader.share(loaded.stored, shard, source.shown, wanted.shared)
-                self._loads.go_on_beside(asyncio.create_task(self._noted(key, tag, share)))
+                self._loads.go_on_beside(self._share(loaded.stored, shard, source.shown, wanted.shared))
         return recalled
 
-    async def _noted(self, key: bytes, tag: str, share: Awaitable[bool]) -> None:
-        if await share:
-            self._loads.note_there(key, tag)
+    async def _share(self, stored: Memory, shard: str, position: Position | None, ticket: Shared) -> None:
+        if await self._loader.share(stored, shard, position, ticket):
+            self._loads.note_there(key_of(stored.id), str(stored.etag))
 
     def _most_waiting(self) -> int:
         return self._rules.policy().resilience.waiting_requests
 
     def _forget_there(self, shard: str, memory_id: MemoryId, position: Position | None) -> None:
-        self._loads.go_on_beside(asyncio.create_task(self._bulletin.tell(shard, [memory_id], position)))
+        self._loads.go_on_beside(self._bulletin.tell(shard, [memory_id], position))
 
     def _wins(self, key: bytes, recalled: Recalled, ticket: Ticket) -> bool:
         """Whether this answer is to be kept: not if it may be older than one that was shown meanwhile.
@@ -386,7 +386,7 @@ class Recall:
 
     def _tell_beside(self, ids: Sequence[MemoryId]) -> None:
         """The others are told again, now that it can happen no more."""
-        self._loads.go_on_beside(asyncio.create_task(self._tell(ids)))
+        self._loads.go_on_beside(self._tell(ids))
 
     async def _tell(self, ids: Sequence[MemoryId]) -> None:
         """The other sidecars know. Whoever leaves meanwhile leaves the rest to the bulletin."""
