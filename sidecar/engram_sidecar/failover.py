@@ -1,6 +1,7 @@
 """Writes wait here while their shard's primary is away, and go on in order when there is one again.
 
     PASSING --the primary is away--> WAITING --the first in line got through--> DRAINING --nobody waits--> PASSING
+                                       |                                        '-- it is away again --> WAITING
                                         '--------- the wait is over: all are refused, and later ones at once,
                                                    until a write gets through again
 
@@ -17,6 +18,7 @@ Source: Vitess, vtgate buffering (window 10 s, drained in order).
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil
 from typing import Final, TypeVar
@@ -25,15 +27,14 @@ from engram_contract.resilience import Resilience
 from engram_sidecar.chance import jittered
 from engram_sidecar.clock import monotonic_s
 from engram_sidecar.errors import BreakerOpen, NodeRefused, ShardUnavailable, Shed
+from engram_sidecar.gathering import GATHERED
 from engram_sidecar.patience import Patience
 
 PROBE_S: Final = 0.25
 JITTER_RATIO: Final = 0.2
 MAX_WAITING_BYTES: Final = 32 << 20
 DRAIN_RATIO: Final = 2.0
-AT_ONCE: Final = (
-    2  # one at a time is slower than what comes in, as soon as a write takes longer than the time between two
-)
+AT_ONCE: Final = GATHERED  # they go in one statement; with fewer, a line before a node that takes its time never ends
 SLOWEST_DRAIN_PER_S: Final = 20.0  # of a pod that rarely writes
 RATE_S: Final = 10.0
 RATE_WRITES: Final = 10_000  # moments that are kept; a sidecar stores less in RATE_S
@@ -47,12 +48,19 @@ def is_away(failure: ShardUnavailable) -> bool:
     return type(failure) is ShardUnavailable or isinstance(failure, BreakerOpen)
 
 
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """One in line, and whether it may ask."""
+
+    turn: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
 class Lane:
     """The line before one shard's primary."""
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: deque[_Waiter] = deque()
         self._waiting_bytes = 0
         self._began_s: float | None = None  # of the outage
         self._is_draining = False
@@ -62,7 +70,7 @@ class Lane:
         self._call: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        """How many wait, with the one that tries."""
+        """How many wait, with those that try."""
         return len(self._line)
 
     async def run(self, attempt: Attempt[Answer], patience: Patience, tuned: Resilience) -> Answer:
@@ -90,39 +98,30 @@ class Lane:
         full = len(self._line) >= tuned.waiting_writes
         if full or self._waiting_bytes + patience.size_bytes > MAX_WAITING_BYTES:
             raise Shed(self._shard, "too many writes wait for the primary", max(ceil(tuned.failover_seconds / 2), 1))
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
+        waiter = _Waiter()
+        self._line.append(waiter)
         self._waiting_bytes += patience.size_bytes
-        if self._line[0] is turn:
-            turn.set_result(None)
+        if self._line[0] is waiter:
+            waiter.turn.set_result(None)
         try:
-            since_s = monotonic_s()
-            await self._reach(turn, patience, tuned)
-            return await self._try(attempt, patience, tuned, since_s, failure)
+            return await self._try(attempt, waiter, patience, tuned, failure)
         finally:
             self._waiting_bytes -= patience.size_bytes
-            self._leave(turn)
-
-    async def _reach(self, turn: "asyncio.Future[None]", patience: Patience, tuned: Resilience) -> None:
-        """Returns when it is this one's turn. Raises ShardUnavailable when the wait is over."""
-        while not turn.done():
-            until_s = patience.latest_s if self._is_draining else self._end_s(tuned)
-            if monotonic_s() >= min(until_s, patience.latest_s):
-                raise self._gone()
-            # The end may be put off meanwhile: whoever drains waits as long as the request may take.
-            await asyncio.wait([turn], timeout=min(until_s, patience.latest_s) - monotonic_s())
+            self._leave(waiter)
 
     async def _try(
         self,
         attempt: Attempt[Answer],
+        waiter: _Waiter,
         patience: Patience,
         tuned: Resilience,
-        since_s: float,
         failure: ShardUnavailable | None,
     ) -> Answer:
-        """The answer of the first in line."""
+        """The answer, once it is this one's turn and the primary is there. What it waits is added to its patience."""
+        since_s = monotonic_s()
         while True:
-            if failure is not None:
+            await self._reach(waiter, patience, tuned)
+            if failure is not None and not self._is_draining:
                 await asyncio.sleep(jittered(PROBE_S, JITTER_RATIO))
             if not self._is_draining and monotonic_s() >= self._end_s(tuned):
                 raise failure or self._gone()
@@ -138,11 +137,26 @@ class Lane:
                 if monotonic_s() >= patience.latest_s:
                     raise
                 failure = error
-                if self._is_draining:  # it went away again
-                    self._is_draining, self._began_s = False, monotonic_s()
+                self._hear_away(waiter)
             else:
                 self._is_draining = self._hear(None)
                 return answer
+
+    async def _reach(self, waiter: _Waiter, patience: Patience, tuned: Resilience) -> None:
+        """Returns when it is this one's turn. Raises ShardUnavailable when the wait is over."""
+        while not waiter.turn.done():
+            until_s = patience.latest_s if self._is_draining else self._end_s(tuned)
+            if monotonic_s() >= min(until_s, patience.latest_s):
+                raise self._gone()
+            # The end may be put off meanwhile: whoever drains waits as long as the request may take.
+            await asyncio.wait([waiter.turn], timeout=min(until_s, patience.latest_s) - monotonic_s())
+
+    def _hear_away(self, waiter: _Waiter) -> None:
+        """The primary went away again while they went on: one asks, and the others that did wait again."""
+        if self._is_draining:
+            self._is_draining, self._began_s = False, monotonic_s()
+        if self._line[0] is not waiter:
+            waiter.turn = asyncio.get_running_loop().create_future()
 
     def _hear(self, failure: Exception | None) -> bool:
         """True if the primary answered, so that the outage is over; a refusal is an answer."""
@@ -164,8 +178,8 @@ class Lane:
     def _end_s(self, tuned: Resilience) -> float:
         return (self._began_s or monotonic_s()) + tuned.failover_seconds
 
-    def _leave(self, turn: "asyncio.Future[None]") -> None:
-        self._line.remove(turn)
+    def _leave(self, waiter: _Waiter) -> None:
+        self._line.remove(waiter)
         if not self._line:
             self._is_draining = False
         self._call_soon()
@@ -178,10 +192,11 @@ class Lane:
 
     def _call_next(self) -> None:
         self._call = None
-        for turn in islice(self._line, AT_ONCE if self._is_draining else 1):
-            if not turn.done():
-                turn.set_result(None)
-                self._called_s = monotonic_s()
+        for waiter in islice(self._line, AT_ONCE if self._is_draining else 1):
+            if not waiter.turn.done():
+                waiter.turn.set_result(None)
+                due_s, now_s = self._called_s + self._pace_s, monotonic_s()
+                self._called_s = due_s if now_s - due_s < self._pace_s else now_s  # timers come a little late
                 return
 
     def _gone(self) -> ShardUnavailable:

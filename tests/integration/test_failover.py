@@ -12,14 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from engram_contract.resilience import Resilience
 from engram_sidecar.app import Sidecar, serving
 from engram_sidecar.settings import Settings
 from tests.faults import Fault, FaultProxy, fault_proxy
 from tests.harness import NO_CACHE, NUMBERS, RealServer, Tenant, create_tenant, server_folder
 from tests.pooler import admit_pooler, pooler_before
 
-RATE_PER_S = 200.0  # or two fifths of what the machine does now, if that is less
 GRACE_S = 1.5  # of a machine with other work
 
 
@@ -93,58 +91,6 @@ async def open_breaker(caller: Caller, proxy: FaultProxy) -> None:
     proxy.turn(Fault.RESET)
     while not await caller.metric("engram_breaker_state", 'operation="retrieve"'):
         assert (await caller("GET", "/v1/items", key="1"))[0] == 503
-
-
-async def bearable_rate(caller: Caller) -> float:
-    """Writes a second that leave room to catch up: an overloaded server fails without being stopped."""
-    until_s = time.monotonic() + 1.5
-
-    async def write(key: int) -> None:
-        while time.monotonic() < until_s:
-            await caller.put(key)
-
-    await asyncio.gather(*map(write, range(8)))
-    return min(RATE_PER_S, len(caller.ended) / 1.5 * 0.4)
-
-
-async def steadily(caller: Caller, rate_per_s: float, seconds: float) -> list[asyncio.Task[tuple[int, Any]]]:
-    """Writes at the rate, whatever becomes of those before."""
-    loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[tuple[int, Any]]] = []
-    began_s = loop.time()
-    while (now_s := loop.time()) < began_s + seconds:
-        while len(tasks) < (now_s - began_s) * rate_per_s:
-            tasks.append(asyncio.create_task(caller.put(len(tasks) % 500)))
-        await asyncio.sleep(0.005)
-    return tasks
-
-
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_writes_outlast_a_primary_that_comes_back_within_the_wait(
-    server: RealServer, tmp_path: Path, session: aiohttp.ClientSession, mode: str
-) -> None:
-    """200 writes a second over a stop and a start: no error, the line within its bound, no spike when it drains."""
-    tenant = await tenant_of(server, tmp_path, failoverSeconds=30)  # a start takes ten on a machine with other work
-    async with serving(settings_of(tenant)) as ports:
-        caller = Caller(session, ports)
-        rate_per_s = await bearable_rate(caller)
-        load = asyncio.create_task(steadily(caller, rate_per_s, 17.0))
-        await asyncio.sleep(11.0)  # the rate of before the outage is that of its last ten seconds
-        await asyncio.to_thread(server.stop, mode)
-        longest = 0.0
-        stopped_s = time.monotonic()
-        while time.monotonic() < stopped_s + 2.0:
-            longest = max(longest, await caller.metric("engram_waiting_writes"))
-            await asyncio.sleep(0.1)
-        await asyncio.to_thread(server.start)
-        started_s = time.monotonic()
-        answers = await asyncio.gather(*await load)
-    refused = Counter((status, body["detail"]) for status, body in answers if status not in {200, 201})
-    assert refused == {}
-    print(f"{len(answers)} writes at {rate_per_s:.0f} a second, at most {longest:.0f} waited")  # noqa: T201
-    assert rate_per_s / 4 < longest <= Resilience().waiting_writes  # of two seconds, looked at now and then
-    drained = [moment for moment, _ in caller.ended if moment >= started_s]
-    assert max(sum(moment <= each < moment + 1.0 for each in drained) for moment in drained) <= 2.5 * rate_per_s + 20
 
 
 async def test_a_line_that_is_full_is_said_with_a_time_to_try_again(

@@ -1,7 +1,7 @@
 """The line of writes before a primary that is away: order, bounds, pace, and the end of the wait."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -15,7 +15,7 @@ from engram_sidecar.errors import (
     Shed,
     SlotMoved,
 )
-from engram_sidecar.failover import MAX_WAITING_BYTES, PROBE_S, Lane
+from engram_sidecar.failover import AT_ONCE, MAX_WAITING_BYTES, PROBE_S, Lane
 from engram_sidecar.patience import Patience
 
 GONE = ShardUnavailable("s0", "connection refused")
@@ -31,6 +31,10 @@ class Primary:
         self.lane = Lane("s0")
         self.stored: list[tuple[int, float]] = []
         self.tries = 0
+        self.under_way = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.tasks: list[asyncio.Task[int]] = []
 
     def put(self, number: int, tuned: Resilience = TUNED, size_bytes: int = 0) -> Awaitable[int]:
         patience = Patience(size_bytes=size_bytes)
@@ -38,7 +42,10 @@ class Primary:
 
         async def attempt(is_awaited: bool) -> int:
             self.tries += 1
+            self.under_way += 1
             await asyncio.sleep(0)
+            await self.answers.wait()
+            self.under_way -= 1
             if not self.is_there:
                 raise GONE
             self.stored.append((number, asyncio.get_running_loop().time()))
@@ -55,6 +62,24 @@ async def lined_up(primary: Primary, count: int, tuned: Resilience = TUNED) -> l
         for _ in range(4):
             await asyncio.sleep(0)
     return tasks
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  counts that the lane moves
+        await asyncio.sleep(0)
+
+
+async def drained_by_one(count: int) -> Primary:
+    """So many waited, at a high rate; the first got through, and the primary takes its time with the others."""
+    primary = Primary(is_there=True)
+    for number in range(1_000):
+        await primary.put(number)
+    primary.is_there = False
+    primary.tasks = await lined_up(primary, count)
+    primary.is_there = True
+    await until(lambda: len(primary.lane) < count)
+    primary.answers.clear()
+    return primary
 
 
 async def test_writes_that_waited_go_on_in_order() -> None:
@@ -88,6 +113,30 @@ async def test_what_piled_up_goes_on_at_twice_the_rate_at_most() -> None:
     await asyncio.gather(*tasks)
     moments = [moment for _, moment in primary.stored[10:]]
     assert moments[-1] - moments[0] >= 19 * 1 / 22 * 0.9  # eleven in a second were the rate, 22 a second its double
+
+
+async def test_what_piled_up_goes_on_together_however_long_the_primary_takes() -> None:
+    primary = await drained_by_one(3 * AT_ONCE)
+    await until(lambda: primary.under_way == AT_ONCE)
+    await asyncio.sleep(0.1)
+    assert primary.under_way == AT_ONCE
+    primary.answers.set()
+    assert await asyncio.gather(*primary.tasks) == list(range(3 * AT_ONCE))
+    assert [number for number, _ in primary.stored[-3 * AT_ONCE :]] == list(range(3 * AT_ONCE))
+
+
+async def test_a_primary_that_goes_away_again_is_asked_by_one_and_nobody_loses_the_place() -> None:
+    primary = await drained_by_one(2 * AT_ONCE)
+    await until(lambda: primary.under_way == AT_ONCE)
+    primary.is_there = False
+    primary.answers.set()
+    tries = primary.tries
+    await asyncio.sleep(3 * PROBE_S)
+    assert tries < primary.tries <= tries + 4
+    assert len(primary.lane) == 2 * AT_ONCE - 1
+    primary.is_there = True
+    assert await asyncio.gather(*primary.tasks) == list(range(2 * AT_ONCE))
+    assert [number for number, _ in primary.stored[-2 * AT_ONCE :]] == list(range(2 * AT_ONCE))
 
 
 async def test_who_finds_the_line_full_is_told_at_once() -> None:
