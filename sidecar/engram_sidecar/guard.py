@@ -64,23 +64,21 @@ class Guard:
         raise AssertionError  # the last pause raises
 
     async def read_once(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
-        """The rows of a named query, asked once, in half of the time that is left: another node can be asked then."""
-        return await self._in_half(self._patience(place), place, query, *args, timeout_s=timeout_s)
+        """The rows of a named query, asked once, in half of the time that is left: another node can be asked then.
+
+        It is a part of a read, which earns its part of a retry once: with `earn`, or with `read`.
+        """
+        patience, now_s = self._begun(), monotonic_s()
+        half_s = min(timeout_s, (patience.by_s or now_s) - now_s) / 2
+        return await self._gate.read(Patience(by_s=now_s + half_s), place, query, *args, timeout_s=half_s)
+
+    def earn(self, shard: str) -> None:
+        """A read of the shard was made."""
+        self._budgets[shard].earn(self._resilience().retry_percent, monotonic_s())
 
     def may_hedge(self, shard: str) -> bool:
         """True if a read of the shard that is late may be asked again elsewhere; it then counts as repeated."""
         return self._resilience().retry_percent > 0 and self._budgets[shard].spend(monotonic_s())
-
-    async def read_beside(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
-        """The same as `read_once`, of a read that is asked elsewhere too: it is no further request."""
-        return await self._in_half(self._begun(), place, query, *args, timeout_s=timeout_s)
-
-    async def _in_half(
-        self, patience: Patience, place: Place, query: str, *args: object, timeout_s: float
-    ) -> list[Row]:
-        now_s = monotonic_s()
-        half_s = min(timeout_s, (patience.by_s or now_s) - now_s) / 2
-        return await self._gate.read(Patience(by_s=now_s + half_s), place, query, *args, timeout_s=half_s)
 
     async def write(self, place: Place, query: str, *args: object, timeout_s: float) -> list[Row]:
         """The rows of a named query that changes something."""
@@ -148,7 +146,7 @@ class Guard:
 
     def _patience(self, place: Place) -> Patience:
         """The request's, which begins if it has not; the question earns its part of a retry."""
-        self._budgets[place.shard].earn(self._resilience().retry_percent, monotonic_s())
+        self.earn(place.shard)
         return self._begun()
 
     def _begun(self) -> Patience:

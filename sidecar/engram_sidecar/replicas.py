@@ -73,6 +73,8 @@ class Replicas:
         self._on_read(shown is not None and shown.is_by_replica, session.level)
         if shown is None:
             shown = await self._of_primary(question, session)
+        else:
+            self._guard.earn(place.shard)
         shown.tell(session)
         return [row for row in shown.rows if row["id"] is not None] if query in _PADDED else shown.rows
 
@@ -128,9 +130,9 @@ class Replicas:
         """What another replica than `asked` answers, else the primary, asked once; None if it does not."""
         other = self._lookout.choose_other(question.place.shard, session, asked)
         if other is not None:
-            return await self._ask(self._guard.read_beside, question, other)
+            return await self._ask(self._guard.read_once, question, other)
         try:
-            return await self._ask_primary(self._guard.read_beside, question, session)
+            return await self._ask_primary(self._guard.read_once, question, session)
         except (ShardUnavailable, SlotMoved):
             return None
 

@@ -78,8 +78,9 @@ class Stage:
         self.floors = Floors()
         self.reads = Counter[tuple[bool, Level]]()
         self.hedges: list[bool] = []
-        self.gate = Gate(self.servers, lambda: tuned)
-        self.guard = Guard(self.gate, lambda: tuned, lambda _: None, lambda _: None)
+        self.tuned = tuned
+        self.gate = Gate(self.servers, lambda: self.tuned)
+        self.guard = Guard(self.gate, lambda: self.tuned, lambda _: None, lambda _: None)
         self.lookout = Lookout(self.servers, lambda: 10.0)
         self.replicas = Replicas(self.guard, self.lookout, self.servers.renew, self._count, on_hedge=self.hedges.append)
         self.follow(MAP)
@@ -360,6 +361,24 @@ async def test_where_neither_answers_the_primary_is_asked_as_ever(alone: Stage) 
     await reading
     assert alone.servers.asked == {"r0": 1, "rw": 2}
     assert alone.reads == {(False, Level.SESSION): 1}
+
+
+def repeats_left(stage: Stage) -> int:
+    """How many reads may be asked again now; none after that."""
+    left = 0
+    while stage.guard.may_hedge("s0"):
+        left += 1
+    return left
+
+
+async def test_a_read_earns_its_part_of_a_retry_once_however_many_nodes_it_is_asked_of(alone: Stage) -> None:
+    alone.tuned, alone.servers.held = Resilience(retry_percent=50), {}
+    alone.servers.nodes["r0"] = GONE
+    assert repeats_left(alone) > 0
+    for _ in range(5):
+        await alone.read("get_memories", told(90))
+    assert alone.servers.asked == {"r0": 5, "rw": 5}
+    assert 2 <= repeats_left(alone) <= 3  # and not five; one may be what time earned
 
 
 async def test_a_get_that_is_withdrawn_leaves_those_that_were_asked_with_it_alone(alone: Stage) -> None:
