@@ -66,6 +66,7 @@ class Lane:
         self._is_draining = False
         self._arrivals: deque[float] = deque(maxlen=RATE_WRITES)
         self._pace_s = 0.0
+        self._at_once = 1
         self._called_s = 0.0
         self._call: asyncio.TimerHandle | None = None
 
@@ -173,6 +174,7 @@ class Lane:
             first_s = max(self._arrivals[0], now_s - RATE_S)
             rate = recent / max(now_s - first_s, 1.0)
             self._pace_s = 1 / max(rate * DRAIN_RATIO, SLOWEST_DRAIN_PER_S)
+            self._at_once = min(AT_ONCE, tuned.waiting_requests + 1)  # they are not to find the node's own queue full
         return monotonic_s() < self._end_s(tuned)
 
     def _end_s(self, tuned: Resilience) -> float:
@@ -192,7 +194,7 @@ class Lane:
 
     def _call_next(self) -> None:
         self._call = None
-        for waiter in islice(self._line, AT_ONCE if self._is_draining else 1):
+        for waiter in islice(self._line, self._at_once if self._is_draining else 1):
             if not waiter.turn.done():
                 waiter.turn.set_result(None)
                 due_s, now_s = self._called_s + self._pace_s, monotonic_s()

@@ -69,13 +69,13 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-async def drained_by_one(count: int) -> Primary:
+async def drained_by_one(count: int, tuned: Resilience = TUNED) -> Primary:
     """So many waited, at a high rate; the first got through, and the primary takes its time with the others."""
     primary = Primary(is_there=True)
     for number in range(1_000):
         await primary.put(number)
     primary.is_there = False
-    primary.tasks = await lined_up(primary, count)
+    primary.tasks = await lined_up(primary, count, tuned)
     primary.is_there = True
     await until(lambda: len(primary.lane) < count)
     primary.answers.clear()
@@ -115,11 +115,14 @@ async def test_what_piled_up_goes_on_at_twice_the_rate_at_most() -> None:
     assert moments[-1] - moments[0] >= 19 * 1 / 22 * 0.9  # eleven in a second were the rate, 22 a second its double
 
 
-async def test_what_piled_up_goes_on_together_however_long_the_primary_takes() -> None:
-    primary = await drained_by_one(3 * AT_ONCE)
-    await until(lambda: primary.under_way == AT_ONCE)
+@pytest.mark.parametrize(("waiting_requests", "together"), [(256, AT_ONCE), (4, 5)])
+async def test_what_piled_up_goes_on_together_however_long_the_primary_takes(
+    waiting_requests: int, together: int
+) -> None:
+    primary = await drained_by_one(3 * AT_ONCE, Resilience(waiting_requests=waiting_requests))
+    await until(lambda: primary.under_way == together)
     await asyncio.sleep(0.1)
-    assert primary.under_way == AT_ONCE
+    assert primary.under_way == together
     primary.answers.set()
     assert await asyncio.gather(*primary.tasks) == list(range(3 * AT_ONCE))
     assert [number for number, _ in primary.stored[-3 * AT_ONCE :]] == list(range(3 * AT_ONCE))
