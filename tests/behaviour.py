@@ -541,7 +541,7 @@ def test_a_delete_with_a_key_spares_what_was_made_anew(http: Http, space: str, o
 
 
 def test_a_batch_with_a_key_happens_once_on_all_shards(http: Http, once: str) -> None:
-    users = [f"user-{uuid.uuid4()}" for _ in range(8)]  # so many are on both shards
+    users = [f"user-{uuid.uuid4()}" for _ in range(32)]  # so many are on both shards
     operations = [{"op": "create", "memory": {"user": each, "content": "x"}} for each in users]
     first = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once))
     again = http("POST", "/v1/batch", {"operations": operations}, headers=keyed(once))
