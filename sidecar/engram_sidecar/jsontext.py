@@ -7,7 +7,6 @@ comes back from `jsonb` as an equal value, by `parse_stored`. Pure.
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NoReturn
@@ -15,7 +14,10 @@ from typing import Final, NoReturn
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 _LONGEST_INT64: Final = len(str(INT64_MIN))
-_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+_ALIKE: Final = bytes.maketrans(b"012345678E", b"999999999e")  # then a long number is a plain text, found at once
+_LONG: Final = b"9" * len(str(INT64_MAX))
+_BEYOND_DOUBLE: Final = b"9" * 309
+_EXPONENT: Final = b"9e"
 
 
 class BadJson(ValueError):
@@ -51,6 +53,11 @@ def _int64(text: str) -> int:
     return int(text)
 
 
+def has_long_number(raw: bytes) -> bool:
+    """True if a number of the text may be beyond 64 bits. A string of digits may look like one."""
+    return _LONG in raw.translate(_ALIKE)
+
+
 def parse(raw: bytes, *, max_depth: int) -> object:
     """The value of a JSON text in UTF-8. Raises BadJson."""
     try:
@@ -61,9 +68,13 @@ def parse(raw: bytes, *, max_depth: int) -> object:
     if text.startswith("\ufeff"):
         reason = "a byte order mark is not JSON"
         raise BadJson(reason)
+    alike = raw.translate(_ALIKE)
+    # Python's own numbers take a quarter of the time: they are looked at only where the text gives cause for it.
+    parse_int = _int64 if _LONG in alike else None
+    parse_float = _finite if _EXPONENT in alike or _BEYOND_DOUBLE in alike else None
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite, parse_int=_int64
+            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=parse_float, parse_int=parse_int
         )
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
@@ -71,11 +82,11 @@ def parse(raw: bytes, *, max_depth: int) -> object:
     except RecursionError as error:
         reason = f"nested deeper than {max_depth} levels"
         raise BadJson(reason) from error
-    # Both walks are needed only where the text gives cause for them.
+    # So it is with both walks.
     if text.count("[") + text.count("{") > max_depth and _depth(value) > max_depth:
         reason = f"nested deeper than {max_depth} levels"
         raise BadJson(reason)
-    if "\\u" in text and any(_UNSTORABLE.search(string) for string in strings(value)):
+    if "\\u" in text and not all(map(is_storable, strings(value))):
         reason = "a string holds U+0000 or a lone surrogate"
         raise BadJson(reason)
     return value
@@ -121,4 +132,12 @@ def strings(value: object) -> Iterator[str]:
 
 def is_storable(text: str) -> bool:
     """True if Postgres can hold the text: no U+0000, no lone surrogate."""
-    return _UNSTORABLE.search(text) is None
+    if "\x00" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -24,9 +24,8 @@ from engram_sidecar.records import Cursor, Draft, Found, Hit, Memory, Replay, Se
 MAX_TTL_S: Final = 3_155_760_000.0  # 100 years: beyond it the date of expiry would leave every client's calendar
 MAX_FLAWS: Final = 20  # enough to mend a body; a hostile one has a hundred thousand
 _TYPE: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_EXPONENT: Final = re.compile(rb"[0-9]e[-+]?[0-9]{2}")
+_EXPONENT: Final = re.compile(rb"e(?<=[0-9]e)[-+]?[0-9]{2}")  # begins with the letter: a class of them is slow to find
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_LONG_NUMBER: Final = re.compile("[0-9]{20}")
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
@@ -290,9 +289,8 @@ def _as_sent(value: str) -> object:
 
     `jsonb` prints 1e22 as 23 digits and 5e-324 as 326, of which a caller could not send the first back.
     """
-    if _LONG_NUMBER.search(value) is None:
-        return msgspec.Raw(value.encode())
-    return jsontext.parse_stored(value)
+    raw = value.encode()
+    return jsontext.parse_stored(value) if jsontext.has_long_number(raw) else msgspec.Raw(raw)
 
 
 def memory_document(memory: Memory, shard: str) -> dict[str, object]:
