@@ -19,7 +19,7 @@ from engram_sidecar.settings import Settings
 from tests.harness import Answer, Http, RealServer, SidecarThread, create_tenant
 
 SLOW_S = 0.02
-RUNS = 3  # what holds the loop does so each time; what the machine does beside it does not
+RUNS = 5  # what holds the loop does so each time; what the machine does beside it does not
 LIMITS = Limits()
 WORDS = "the grey heron stands in the shallows and waits for whatever the river brings "
 

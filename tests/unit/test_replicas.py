@@ -304,13 +304,14 @@ def states_of(stage: Stage) -> set[tuple[State, int]]:
 @pytest.mark.parametrize("query", ["get_memories", "list_memories"])
 async def test_a_late_replica_is_not_waited_for_where_another_one_answers(hedging: Stage, query: str) -> None:
     del hedging.servers.held["r1"]
-    for _ in range(10):
+    reads = 40
+    for _ in range(reads):
         await hedging.read(query)
-    assert hedging.servers.asked["r0"] <= 2, "it is known to be the slower one now"
-    assert hedging.servers.asked["r1"] == 10
+    assert hedging.servers.asked["r0"] <= reads / 4, "it is known to be the slower one, and is else asked for a half"
+    assert hedging.servers.asked["r1"] == reads
     assert not hedging.servers.asked["rw"]
     assert hedging.hedges == [True] * hedging.servers.asked["r0"]
-    assert hedging.reads == {(True, Level.SESSION): 10}
+    assert hedging.reads == {(True, Level.SESSION): reads}
     assert states_of(hedging) == {(State.CLOSED, 0)}
 
 
