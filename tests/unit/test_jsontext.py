@@ -1,13 +1,16 @@
 """JSON from outside: each text that would be taken differently elsewhere is refused, the rest is read unchanged."""
 
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_sidecar import jsontext
 from engram_sidecar.jsontext import INT64_MAX, INT64_MIN, BadJson, is_storable, parse, parse_stored, strings
 
 DEPTH = 64
@@ -19,6 +22,14 @@ documents = st.recursive(
     lambda inside: st.lists(inside, max_size=4) | st.dictionaries(storable, inside, max_size=4),
     max_leaves=10,
 )
+
+
+@pytest.fixture(autouse=True, scope="module", params=[jsontext.UNINTERRUPTED_BYTES, -1], ids=["short", "long"])
+def _length(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it for texts that C goes over, and for those where Python does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsontext, "UNINTERRUPTED_BYTES", request.param)
+        yield
 
 
 def read(text: str) -> object:
@@ -228,3 +239,21 @@ def test_every_string_is_seen_names_too() -> None:
 )
 def test_only_nul_and_surrogates_cannot_be_stored(text: str, verdict: bool) -> None:
     assert is_storable(text) is verdict
+
+
+def turns_beside(raw: bytes) -> int:
+    """How often another thread got its turn while the text was parsed."""
+    turns, parsing = 0, threading.Thread(target=parse, args=(raw,), kwargs={"max_depth": DEPTH})
+    parsing.start()
+    while parsing.is_alive():
+        turns += 1
+        time.sleep(0)
+    return turns
+
+
+def test_a_long_text_leaves_other_threads_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = b"[" + b",".join([b'"heron"'] * 200_000) + b"]"
+    monkeypatch.setattr(jsontext, "UNINTERRUPTED_BYTES", len(raw))
+    at_once = turns_beside(raw)
+    monkeypatch.setattr(jsontext, "UNINTERRUPTED_BYTES", len(raw) - 1)
+    assert turns_beside(raw) > 3 * at_once
