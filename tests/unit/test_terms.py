@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_sidecar import terms
 from engram_sidecar.terms import MAX_LEXEMES, MAX_WORD_CHARS, STOP_WORDS, Lexer, to_tsvector_text
 
 LEXER = Lexer("t_golden")
@@ -169,3 +170,11 @@ def test_no_word_of_the_text_stands_in_it() -> None:
     made = to_tsvector_text(LEXER.count([text])).lower()
     assert made.count(" ") == 9
     assert not [word for word in re.findall(r"\w{4,}", text.lower()) if word in made]
+
+
+@given(st.lists(st.text(st.sampled_from("ab3\u00e9\u0301\u8336\u2167\u00a0\u2028 \n-_")) | st.text(), max_size=3))
+def test_a_long_text_has_the_lexemes_of_its_pieces_in_order(texts: list[str]) -> None:
+    whole = list(LEXER.count(texts).items())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terms, "PIECE_CHARS", 2)
+        assert list(LEXER.count(texts).items()) == whole
