@@ -10,8 +10,8 @@ Promises
 2. While some wait, one asks: the first in line, every PROBE_S seconds. Later ones line up behind.
 3. Nobody waits longer than the policy's `failover_seconds`, counted from the beginning of the outage.
 4. At most `waiting_writes` wait, with bodies of MAX_WAITING_BYTES in all: who finds no room is told so at once (Shed).
-5. They go on in order, at most AT_ONCE at a time and at no more than DRAIN_RATIO times the rate of before the outage: a
-primary that has just come up is not to fall over what piled up.
+5. They go on in order, at most AT_ONCE at a time and at no more than DRAIN_RATIO times the rate of before the outage
+(of now, if the line gets longer all the same): a primary that has just come up is not to fall over what piled up.
 Source: Vitess, vtgate buffering (window 10 s, drained in order).
 """
 
@@ -37,6 +37,7 @@ DRAIN_RATIO: Final = 2.0
 AT_ONCE: Final = GATHERED  # they go in one statement; with fewer, a line before a node that takes its time never ends
 SLOWEST_DRAIN_PER_S: Final = 20.0  # of a pod that rarely writes
 RATE_S: Final = 10.0
+LOOK_S: Final = 1.0  # so often a drain looks at the line
 RATE_WRITES: Final = 10_000  # moments that are kept; a sidecar stores less in RATE_S
 
 Answer = TypeVar("Answer")
@@ -66,6 +67,7 @@ class Lane:
         self._is_draining = False
         self._arrivals: deque[float] = deque(maxlen=RATE_WRITES)
         self._pace_s = 0.0
+        self._looked_s, self._looked_length = 0.0, 0
         self._at_once = 1
         self._called_s = 0.0
         self._call: asyncio.TimerHandle | None = None
@@ -77,19 +79,20 @@ class Lane:
     async def run(self, attempt: Attempt[Answer], patience: Patience, tuned: Resilience) -> Answer:
         """What the attempt answers, when it gets through. It is told whether it was waited for. Raises its failure."""
         self._arrivals.append(monotonic_s())
+        self._at_once = min(AT_ONCE, tuned.waiting_requests + 1)  # they are not to find the node's own queue full
         failure: ShardUnavailable | None = None
         if not self._line:
             try:
                 answer = await attempt(False)  # noqa: FBT003  the only argument
             except Exception as error:
                 if not isinstance(error, ShardUnavailable) or not is_away(error):
-                    self._hear(error)
+                    self._hear_passing(error)
                     raise
                 if not self._may_wait(tuned):
                     raise
                 failure = error
             else:
-                self._hear(None)
+                self._hear_passing(None)
                 return answer
         return await self._wait(attempt, patience, tuned, failure)
 
@@ -104,6 +107,8 @@ class Lane:
         self._waiting_bytes += patience.size_bytes
         if self._line[0] is waiter:
             waiter.turn.set_result(None)
+        elif self._is_draining:
+            self._call_soon()
         try:
             return await self._try(attempt, waiter, patience, tuned, failure)
         finally:
@@ -122,6 +127,9 @@ class Lane:
         since_s = monotonic_s()
         while True:
             await self._reach(waiter, patience, tuned)
+            if not self._is_draining and self._line[0] is not waiter:  # it went away again: one asks
+                waiter.turn = asyncio.get_running_loop().create_future()
+                continue
             if failure is not None and not self._is_draining:
                 await asyncio.sleep(jittered(PROBE_S, JITTER_RATIO))
             if not self._is_draining and monotonic_s() >= self._end_s(tuned):
@@ -138,7 +146,8 @@ class Lane:
                 if monotonic_s() >= patience.latest_s:
                     raise
                 failure = error
-                self._hear_away(waiter)
+                if self._is_draining:
+                    self._is_draining, self._began_s = False, monotonic_s()
             else:
                 self._is_draining = self._hear(None)
                 return answer
@@ -152,12 +161,10 @@ class Lane:
             # The end may be put off meanwhile: whoever drains waits as long as the request may take.
             await asyncio.wait([waiter.turn], timeout=min(until_s, patience.latest_s) - monotonic_s())
 
-    def _hear_away(self, waiter: _Waiter) -> None:
-        """The primary went away again while they went on: one asks, and the others that did wait again."""
-        if self._is_draining:
-            self._is_draining, self._began_s = False, monotonic_s()
-        if self._line[0] is not waiter:
-            waiter.turn = asyncio.get_running_loop().create_future()
+    def _hear_passing(self, failure: Exception | None) -> None:
+        """What was sent before others began to wait tells nothing of the primary now."""
+        if not self._line:
+            self._hear(failure)
 
     def _hear(self, failure: Exception | None) -> bool:
         """True if the primary answered, so that the outage is over; a refusal is an answer."""
@@ -169,13 +176,16 @@ class Lane:
     def _may_wait(self, tuned: Resilience) -> bool:
         """True within the wait for a primary; an outage that has no beginning yet begins now."""
         if self._began_s is None:
-            self._began_s = now_s = monotonic_s()
-            recent = sum(at_s > now_s - RATE_S for at_s in self._arrivals)
-            first_s = max(self._arrivals[0], now_s - RATE_S)
-            rate = recent / max(now_s - first_s, 1.0)
-            self._pace_s = 1 / max(rate * DRAIN_RATIO, SLOWEST_DRAIN_PER_S)
-            self._at_once = min(AT_ONCE, tuned.waiting_requests + 1)  # they are not to find the node's own queue full
+            self._began_s = monotonic_s()
+            self._pace_s, self._looked_length = self._pace(), tuned.waiting_writes
         return monotonic_s() < self._end_s(tuned)
+
+    def _pace(self) -> float:
+        """Seconds between two writes of a drain, by what came lately."""
+        now_s = monotonic_s()
+        recent = sum(at_s > now_s - RATE_S for at_s in self._arrivals)
+        first_s = max(self._arrivals[0], now_s - RATE_S)
+        return 1 / max(recent / max(now_s - first_s, 1.0) * DRAIN_RATIO, SLOWEST_DRAIN_PER_S)
 
     def _end_s(self, tuned: Resilience) -> float:
         return (self._began_s or monotonic_s()) + tuned.failover_seconds
@@ -198,8 +208,16 @@ class Lane:
             if not waiter.turn.done():
                 waiter.turn.set_result(None)
                 due_s, now_s = self._called_s + self._pace_s, monotonic_s()
-                self._called_s = due_s if now_s - due_s < self._pace_s else now_s  # timers come a little late
+                self._called_s = due_s if 0 <= now_s - due_s < self._pace_s else now_s  # timers come a little late
+                self._look(now_s)
                 return
+
+    def _look(self, now_s: float) -> None:
+        """A line that gets longer while it drains would never end: it goes by the rate of now, if that is higher."""
+        if self._is_draining and now_s - self._looked_s >= LOOK_S:
+            if len(self._line) > self._looked_length:
+                self._pace_s = min(self._pace_s, self._pace())
+            self._looked_s, self._looked_length = now_s, len(self._line)
 
     def _gone(self) -> ShardUnavailable:
         return ShardUnavailable(self._shard, "the primary is away")

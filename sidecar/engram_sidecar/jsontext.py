@@ -43,8 +43,16 @@ def _constant(text: str) -> NoReturn:
 _HOOKS: Final[dict[str, Any]] = {"object_pairs_hook": _unique, "parse_constant": _constant}
 
 
+def _digits(text: str) -> str:
+    """The number's text. Python's digits are those of all scripts, and so are its scanner's; JSON's are ten."""
+    if not text.isascii():
+        reason = f"the number {text[:40]} has digits that are not of JSON"
+        raise BadJson(reason)
+    return text
+
+
 def _finite(text: str) -> float:
-    number = float(text)
+    number = float(_digits(text))
     if not math.isfinite(number):
         reason = f"the number {text[:40]} is beyond a double"
         raise BadJson(reason)
@@ -52,7 +60,7 @@ def _finite(text: str) -> float:
 
 
 def _int64(text: str) -> int:
-    if len(text) > _LONGEST_INT64 or not INT64_MIN <= int(text) <= INT64_MAX:
+    if len(text) > _LONGEST_INT64 or not INT64_MIN <= int(_digits(text)) <= INT64_MAX:
         reason = f"the integer {text[:40]} is beyond 64 bits"
         raise BadJson(reason)
     return int(text)

@@ -24,7 +24,7 @@ MAX_LEXEMES: Final = 16_384
 MAX_WORD_CHARS: Final = 64  # beyond this it is an encoded blob, not a word
 _CACHE_STEMS: Final = 50_000  # about 6 MB; the English of most tenants is smaller
 PIECE_CHARS: Final = 65_536  # some 2 ms
-_GAP: Final = re.compile(r"\s")
+_GAP: Final = re.compile("[\\s\x00-/:-@\\[-`{-\x7f\u3001\u3002]")  # of no word in any script
 _WORD: Final = re.compile(r"[^\W_]+")
 _ASCII_WORD: Final = re.compile(r"[0-9a-z]+")  # the same of lower-case ASCII, and five times as fast
 # Letters and digits with the marks that belong to them (accents, vowel signs), which `\w` leaves out: at most eight
@@ -90,7 +90,7 @@ class Lexer:
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, long ones cut between words: no other thread runs while C goes over one."""
+    """The texts, long ones cut at gaps between words: no other thread runs while C goes over one."""
     for text in texts:
         at = 0
         while len(text) - at > PIECE_CHARS and (gap := _GAP.search(text, at + PIECE_CHARS)):

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from engram_contract.resilience import Resilience
+from engram_sidecar import failover
 from engram_sidecar.errors import (
     BreakerOpen,
     NodeRefused,
@@ -140,6 +141,61 @@ async def test_a_primary_that_goes_away_again_is_asked_by_one_and_nobody_loses_t
     primary.is_there = True
     assert await asyncio.gather(*primary.tasks) == list(range(2 * AT_ONCE))
     assert [number for number, _ in primary.stored[-2 * AT_ONCE :]] == list(range(2 * AT_ONCE))
+
+
+async def test_heads_that_leave_while_all_wait_hold_up_nobody_later() -> None:
+    primary = Primary()
+    tasks = await lined_up(primary, 100)
+    for task in tasks[:95]:
+        task.cancel()
+        for _ in range(4):
+            await asyncio.sleep(0)
+    assert primary.lane._called_s <= asyncio.get_running_loop().time(), "else the next drain stands still until then"
+    primary.is_there = True
+    await asyncio.gather(*tasks[95:])
+
+
+async def test_who_comes_while_all_in_line_ask_already_asks_too() -> None:
+    primary = await drained_by_one(2)
+    await until(lambda: primary.under_way == 1)
+    late = [asyncio.ensure_future(primary.put(number)) for number in (7, 8)]
+    await until(lambda: primary.under_way == 3)
+    primary.answers.set()
+    assert await asyncio.gather(*primary.tasks, *late) == [0, 1, 7, 8]
+
+
+async def test_a_line_that_gets_longer_goes_on_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that stored nothing before the outage, and much since."""
+    monkeypatch.setattr(failover, "LOOK_S", 0.1)
+    primary = Primary()
+    tasks = await lined_up(primary, 3)
+    slow_s = primary.lane._pace_s
+    primary.is_there = True
+    await until(lambda: len(primary.lane) < 3)
+    tasks.extend(asyncio.ensure_future(primary.put(number)) for number in range(3, 403))
+    assert await asyncio.gather(*tasks) == list(range(403))
+    assert primary.lane._pace_s < slow_s / 10
+
+
+async def test_a_write_of_before_the_outage_that_succeeds_late_does_not_put_off_its_end() -> None:
+    primary = Primary(is_there=True)
+    primary.answers.clear()
+    passing = asyncio.ensure_future(primary.put(0, SHORT))
+    await until(lambda: primary.under_way == 1)
+
+    async def attempt(is_awaited: bool) -> None:
+        raise GONE
+
+    patience = Patience()
+    patience.begin(asyncio.get_running_loop().time(), 5.0, SHORT.failover_seconds)
+    waiting = asyncio.ensure_future(primary.lane.run(attempt, patience, SHORT))
+    await until(lambda: len(primary.lane) == 1)
+    began_s = primary.lane._began_s
+    primary.answers.set()
+    assert await passing == 0
+    assert primary.lane._began_s == began_s is not None
+    with pytest.raises(ShardUnavailable):
+        await waiting
 
 
 async def test_who_finds_the_line_full_is_told_at_once() -> None:

@@ -172,7 +172,11 @@ def test_no_word_of_the_text_stands_in_it() -> None:
     assert not [word for word in re.findall(r"\w{4,}", text.lower()) if word in made]
 
 
-@given(st.lists(st.text(st.sampled_from("ab3\u00e9\u0301\u8336\u2167\u00a0\u2028 \n-_")) | st.text(), max_size=3))
+@given(
+    st.lists(
+        st.text(st.sampled_from("ab3\u00e9\u0301\u8336\u2167\u00a0\u2028\u3002 \n,[-_^{~")) | st.text(), max_size=3
+    )
+)
 def test_a_long_text_has_the_lexemes_of_its_pieces_in_order(texts: list[str]) -> None:
     whole = list(LEXER.count(texts).items())
     with pytest.MonkeyPatch.context() as patch:
