@@ -28,8 +28,9 @@ sentinel monitor {name} localhost {primary} 1
 sentinel auth-user {name} {user}
 sentinel auth-pass {name} {password}
 sentinel down-after-milliseconds {name} 500
-sentinel failover-timeout {name} 3000
+sentinel failover-timeout {name} 10000
 """
+# A step of a failover that takes longer than its timeout ends it, and one that was asked for is not begun again.
 # It looks more often than in earnest. Not its ping-period: five of these is how old what it knows of a replica may be.
 HASTE: Final = ("info-period", 100, "ask-period", 100, "publish-period", 200)
 NODE_TIMEOUT_MS: Final = 1_000
