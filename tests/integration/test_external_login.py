@@ -11,6 +11,7 @@ import pytest
 from engram_contract.names import SHARED_DATABASE, tenant_role
 from engram_operator.clients import logins, postgres, tenancy
 from engram_operator.clients.connection import Admin
+from engram_operator.errors import StatementRefused
 from engram_operator.plan.quotas import sum_of
 from engram_operator.plan.steps import SetQuota
 from engram_sidecar.settings import Settings
@@ -72,6 +73,38 @@ async def test_it_is_enough_for_the_whole_life_of_a_tenant(server: RealServer, i
     await postgres.apply_tenant(server.admin, database, role, "another")
     (await server.connect(database, role, "another")).terminate()
     assert await tenancy.erase_tenant(server.admin, database, role) == 10
+    await assert_gone(server.admin, role)
+
+
+async def test_a_database_that_is_being_vacuumed_goes(server: RealServer, tmp_path: Path) -> None:
+    """`DROP DATABASE ... WITH (FORCE)` is refused then to who is no superuser: the worker is nobody's."""
+    role = tenant_role("agents", "vacuumed")
+    await create_tenant("vacuumed", [server], tmp_path, database=role)
+    theirs = replace(server, admin=replace(server.admin, user="postgres"))
+    async with theirs.session(role) as owner:
+        await owner.execute("CREATE TABLE public.large AS SELECT repeat('x', 1000) FROM generate_series(1, 10000)")
+        slow = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 0"
+        await owner.execute(f"ALTER TABLE public.large SET ({slow}); DELETE FROM public.large")
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'autovacuum worker'"
+        found = 0
+        for _ in range(1200):  # a minute, where the worker starts within a second
+            found = await owner.fetchval(f"{asked} AND query LIKE '%large%'", role)
+            if found:
+                break
+            await asyncio.sleep(0.05)
+        assert found == 1
+    assert await tenancy.erase_tenant(server.admin, role, role) == 0
+    await assert_gone(server.admin, role)
+
+
+async def test_a_database_that_somebody_else_uses_stays_and_is_told(server: RealServer, tmp_path: Path) -> None:
+    role = tenant_role("agents", "used")
+    await create_tenant("used", [server], tmp_path, database=role)
+    theirs = replace(server, admin=replace(server.admin, user="postgres"))
+    async with theirs.session(role):
+        with pytest.raises(StatementRefused, match="is being accessed by other users"):
+            await tenancy.erase_tenant(server.admin, role, role)
+    assert await tenancy.erase_tenant(server.admin, role, role) == 0
     await assert_gone(server.admin, role)
 
 

@@ -115,6 +115,16 @@ async def _create_database(connection: Connection, database: str) -> None:
         await connection.execute(f"CREATE DATABASE {quoted(database)} TEMPLATE template0 ENCODING 'UTF8'")
 
 
+async def drop_database(connection: Connection, database: str) -> None:
+    """The database goes, with whoever this login may send away."""
+    try:
+        await connection.execute(f"DROP DATABASE {quoted(database)} WITH (FORCE)")
+    except asyncpg.InsufficientPrivilegeError:
+        # Who is no superuser may not end a worker of autovacuum so; without FORCE the server ends it itself, and waits
+        # 5 s for other sessions before it refuses (dbcommands.c: dropdb, CountOtherDBBackends).
+        await connection.execute(f"DROP DATABASE {quoted(database)}")
+
+
 async def _fetch_applied(connection: Connection, identity: ShardIdentity) -> dict[int, str]:
     """Number -> checksum of what was applied; empty for an empty database. Raises ForeignDatabase."""
     if not await connection.fetchval("SELECT to_regnamespace('engram') IS NOT NULL"):

@@ -22,7 +22,7 @@ from engram_operator.clients.connection import (
     quoted,
 )
 from engram_operator.clients.logins import ANSWERED_S, end_sessions, read_login, unhindered
-from engram_operator.clients.postgres import available_migrations, has_database, read_map, read_schema
+from engram_operator.clients.postgres import available_migrations, drop_database, has_database, read_map, read_schema
 from engram_operator.errors import DatabaseMissing
 from engram_operator.plan.quotas import Amount, Holding, QuotaStep
 from engram_operator.plan.sidecars import HEARD_S, Generations, Report
@@ -215,7 +215,7 @@ async def erase_tenant(admin: Admin, database: str, role: str) -> int:
             if database == SHARED_DATABASE:
                 await _erase_rows(admin, database, role)
             else:
-                await maintenance.execute(f"DROP DATABASE {quoted(database)} WITH (FORCE)")
+                await drop_database(maintenance, database)
         for each in (SHARED_DATABASE, MAINTENANCE_DATABASE):
             if await has_database(maintenance, each):
                 async with connection_to(admin, each) as connection:
