@@ -43,7 +43,8 @@ class Presence:
             self._changed.clear()
             wait_s = REPORT_S if await self._report() else RETRY_S
             try:
-                await asyncio.wait_for(self._changed.wait(), jittered(wait_s, JITTER_RATIO))
+                async with asyncio.timeout(jittered(wait_s, JITTER_RATIO)):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

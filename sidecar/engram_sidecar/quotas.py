@@ -45,6 +45,14 @@ class _Turn(asyncio.Lock):
 
     loans = 0
 
+    async def take(self, by_s: float) -> None:
+        """It is had, until it is released. Raises TimeoutError."""
+        left_s = by_s - monotonic_s()
+        if left_s <= 0:
+            raise TimeoutError
+        async with asyncio.timeout(left_s):
+            await self.acquire()
+
 
 class Borrower:
     """Borrows from the other shards of a map, for one write after another on each full shard."""
@@ -68,7 +76,7 @@ class Borrower:
                 full = refused
             deadline_s = deadline_s or min(monotonic_s() + self._timeout_s, of_request().by_s or inf)
             try:
-                await asyncio.wait_for(turn.acquire(), deadline_s - monotonic_s())
+                await turn.take(deadline_s)
             except TimeoutError as error:
                 raise DeadlineExceeded(place.shard, "no room under the quota in time") from error
             try:

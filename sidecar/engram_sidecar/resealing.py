@@ -78,7 +78,8 @@ class Resealer:
             await asyncio.sleep(at_most(SETTLE_S))
             await self.sweep()
             try:
-                await asyncio.wait_for(self._changed.wait(), jittered(LOOK_S, JITTER_RATIO))
+                async with asyncio.timeout(jittered(LOOK_S, JITTER_RATIO)):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

@@ -83,7 +83,8 @@ async def test_a_head_that_never_ends_is_ended_though_it_goes_on() -> None:
                 while not reader.at_eof():
                     writer.write(b"X-More: x\r\n" if begin == HEAD else b"")
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(reader.read(1), 0.05)
+                        async with asyncio.timeout(0.05):
+                            await reader.read(1)
             writer.close()
 
 
@@ -219,7 +220,8 @@ async def test_who_reads_no_answers_is_not_answered_without_end() -> None:
         with contextlib.suppress(TimeoutError):
             while echo.at_once_count < 100_000:
                 writer.write(get)
-                await asyncio.wait_for(writer.drain(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await writer.drain()
                 await asyncio.sleep(0)
         assert echo.at_once_count < 100_000, "400 MB were sent to somebody who takes nothing"
         writer.transport.abort()

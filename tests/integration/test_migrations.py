@@ -103,7 +103,8 @@ async def test_a_killed_migration_is_taken_up_by_the_next_run(servers: tuple[Rea
         assert process.stdout is not None
         assert await process.stdout.readline() == b"started\n"
         try:
-            await asyncio.wait_for(process.wait(), 0.02 * (round_number + 1))
+            async with asyncio.timeout(0.02 * (round_number + 1)):
+                await process.wait()
         except TimeoutError:
             unfinished += 1
             process.send_signal(signal.SIGKILL)

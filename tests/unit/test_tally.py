@@ -204,6 +204,7 @@ class World:
     tally: Tally = field(default_factory=listening)
     count: int = FIRST_COUNT
     stream: list[Entry] = field(default_factory=list)
+    arrived: list[Entry] = field(default_factory=list)  # notices
     counts: list[Entry] = field(default_factory=list)  # answers to beats that are under way
     told: list[Entry] = field(default_factory=list)
     heard: set[Entry] = field(default_factory=set)
@@ -220,7 +221,8 @@ class World:
         del self.stream[place : place + 1]
 
     def repeat(self, place: int) -> None:
-        self.stream += [each for each in self.stream[place : place + 1] if each[0] != BEAT]
+        """Of what came: were the first of two lost, the beats between them would have overtaken it."""
+        self.stream += self.arrived[-1 - place :][:1]
 
     def beat(self, number: int) -> None:
         beat = len(self.before) + 1
@@ -237,6 +239,7 @@ class World:
                 self.judge(each, self.tally.note_beat(each))
             else:
                 self.heard.add((teller, each))
+                self.arrived.append((teller, each))
                 self.tally.hear(teller, each)
 
     def answer(self, number: int) -> None:
