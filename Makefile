@@ -46,8 +46,8 @@ integration: $(STAMP) ## a real Postgres from its wheel, the sidecar in front of
 e2e: $(STAMP) ## the commands as a user runs them, and the chart on a Kubernetes
 	@$(ON_CLUSTER) $(PYTEST) tests/e2e
 
-soak: $(STAMP) ## the long form of the tests that have one
-	@ENGRAM_SOAK=1 $(ON_CLUSTER) $(PYTEST) -rP -m soak -o faulthandler_timeout=7200 $(TIERS)
+soak: $(STAMP) ## the long form of the tests that have one, and new examples for all properties
+	@ENGRAM_SOAK=1 $(ON_CLUSTER) $(PYTEST) -rP -m "soak or hypothesis" -o faulthandler_timeout=7200 $(TIERS)
 
 bench: $(STAMP) ## ratios against what is measured in the same run, kept in bench/results.json
 	@$(BIN)/python bench/run.py $(if $(ONLY),--only "$(ONLY)")

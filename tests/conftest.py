@@ -12,8 +12,10 @@ from hypothesis import settings
 # Asserts in what several tiers share explain themselves as those in tests do.
 pytest.register_assert_rewrite("tests.behaviour", "tests.harness")
 
+IS_LONG = os.environ.get("ENGRAM_SOAK") == "1"
 # No deadline per example: on a shared core wall time says nothing of the code; faulthandler_timeout catches a hang.
-settings.register_profile("engram", deadline=None, print_blob=True)
+# Each run looks at the same examples, so that a change is judged by what it changes; the long form looks for new ones.
+settings.register_profile("engram", deadline=None, print_blob=True, derandomize=not IS_LONG)
 settings.load_profile("engram")
 
 
@@ -24,8 +26,8 @@ def checkout() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `soak` run only with ENGRAM_SOAK=1; else each says how to run it."""
-    if os.environ.get("ENGRAM_SOAK") == "1":
+    """Tests marked `soak` run only in the long form; else each says how to run it."""
+    if IS_LONG:
         return
     leave_out = pytest.mark.skip(reason="long form: make soak K=NAME")
     for item in items:
