@@ -12,7 +12,6 @@ and once more in a second in which the rate is used up, to learn that.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from engram_contract.names import cache_part
@@ -76,8 +75,7 @@ class Limiter:
         """Nothing is asked any more."""
         if self._asking is not None:
             self._asking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._asking
+            await asyncio.wait([self._asking])
 
     def _ask(self, second: int, rate: int) -> "asyncio.Task[None]":
         """The question for the next lease, which is one for all that wait."""

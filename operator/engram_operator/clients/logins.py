@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -125,8 +125,7 @@ async def unhindered(
         yield
     finally:
         clearing.cancel()
-        with suppress(asyncio.CancelledError):
-            await clearing
+        await asyncio.wait([clearing])
 
 
 async def shut_out(admin: Admin, role: str) -> bool:
