@@ -19,7 +19,8 @@ from tests.e2e.releases import image, need_image
 SHARD: Final = "s0"
 WRITES_S: Final = 20  # a take-over, with time before and after it
 WRITER: Final = Path(__file__).with_name("writer.py")
-# A leader's try for its lock meets a conflict: what it says of it, by the seconds that are left to it.
+# A try for the lock meets a conflict: what a leader says of it that renews its lock, by the seconds that are left to it;
+# and who takes a lock that ran out, by whose it was, whose it is now, and whether somebody wrote it in between.
 CONFLICT: Final = """
 import sys, time
 from types import SimpleNamespace
@@ -41,6 +42,20 @@ class Leader(Kubernetes):
 for left_s in (5.0, 0.5):
     try:
         print(Leader(left_s)._update_leader_with_retry({'leader': 'me'}, '1', []))
+    except KubernetesError as error:
+        print(error.value)
+class Taker(Leader):
+    _ttl, _leader_resource_version, _Kubernetes__ips = 20, '1', []
+    def __init__(self, left_s, was, now, renewed):
+        super().__init__(left_s)
+        lock = SimpleNamespace(annotations={'leader': now, 'renewTime': renewed}, resource_version='2')
+        self._api = SimpleNamespace(read_namespaced_kind=lambda *args, **kwargs: SimpleNamespace(metadata=lock))
+        self._kinds = self._pods = SimpleNamespace(get=lambda name: None, kill_stream=lambda: None)
+        self._leader_observed_record = {'leader': was, 'renewTime': 'before'}
+for found in ((5.0, 'me', 'me', 'since'), (5.0, 'me', 'me', 'before'), (5.0, 'me', 'other', 'since'),
+              (0.5, 'me', 'me', 'since'), (0.5, 'other', 'me', 'since')):
+    try:
+        print(Taker(*found).attempt_to_acquire_leader())
     except KubernetesError as error:
         print(error.value)
 """
@@ -127,11 +142,12 @@ def test_the_image_has_what_a_shard_needs(
 
 
 @pytest.mark.parametrize("base", ["namespace", "wheel"])
-def test_a_leader_steps_down_for_a_conflict_only_once_it_has_read_who_has_the_lock(
+def test_a_leader_steps_down_for_a_conflict_only_once_it_has_read_that_the_lock_is_not_its_own(
     cluster: Cluster, request: pytest.FixtureRequest, base: str
 ) -> None:
     said = load.python(cluster, request.getfixturevalue(base), f"{SHARD}-0", CONFLICT)
-    assert said.splitlines()[-2:] == ["False", "no time to read who has the lock"]
+    unread = "no time to read who has the lock"
+    assert said.splitlines()[-7:] == ["False", unread, "True", "False", "False", unread, "False"]
 
 
 def test_the_pooler_knows_prepared_statements(cluster: Cluster, namespace: str) -> None:
