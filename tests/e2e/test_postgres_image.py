@@ -19,7 +19,7 @@ from tests.e2e.releases import image, need_image
 SHARD: Final = "s0"
 WRITES_S: Final = 20  # a take-over, with time before and after it
 WRITER: Final = Path(__file__).with_name("writer.py")
-# A try for the lock meets a conflict: what a leader says of it that renews its lock, by the seconds that are left to it;
+# A try for the lock meets a conflict: what a leader says of it that renews its lock, by the seconds left to it;
 # and who takes a lock that ran out, by whose it was, whose it is now, and whether somebody wrote it in between.
 CONFLICT: Final = """
 import sys, time
