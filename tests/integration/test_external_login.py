@@ -78,10 +78,8 @@ async def test_it_is_enough_for_the_whole_life_of_a_tenant(server: RealServer, i
 
 async def test_a_database_that_is_being_vacuumed_goes(server: RealServer, tmp_path: Path) -> None:
     """`DROP DATABASE ... WITH (FORCE)` is refused then to who is no superuser: the worker is nobody's."""
-    role = tenant_role("agents", "vacuumed")
-    await create_tenant("vacuumed", [server], tmp_path, database=role)
-    theirs = replace(server, admin=replace(server.admin, user="postgres"))
-    async with theirs.session(role) as owner:
+    role = await create_strict(server, "vacuumed", tmp_path)
+    async with owned(server).session(role) as owner:
         await owner.execute("CREATE TABLE public.large AS SELECT repeat('x', 1000) FROM generate_series(1, 10000)")
         slow = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 0"
         await owner.execute(f"ALTER TABLE public.large SET ({slow}); DELETE FROM public.large")
@@ -98,14 +96,24 @@ async def test_a_database_that_is_being_vacuumed_goes(server: RealServer, tmp_pa
 
 
 async def test_a_database_that_somebody_else_uses_stays_and_is_told(server: RealServer, tmp_path: Path) -> None:
-    role = tenant_role("agents", "used")
-    await create_tenant("used", [server], tmp_path, database=role)
-    theirs = replace(server, admin=replace(server.admin, user="postgres"))
-    async with theirs.session(role):
+    role = await create_strict(server, "used", tmp_path)
+    async with owned(server).session(role):
         with pytest.raises(StatementRefused, match="is being accessed by other users"):
             await tenancy.erase_tenant(server.admin, role, role)
     assert await tenancy.erase_tenant(server.admin, role, role) == 0
     await assert_gone(server.admin, role)
+
+
+async def create_strict(server: RealServer, name: str, folder: Path) -> str:
+    """The role, and so the database, of a new tenant that has one of its own."""
+    role = tenant_role("agents", name)
+    await create_tenant(name, [server], folder, database=role)
+    return role
+
+
+def owned(server: RealServer) -> RealServer:
+    """The server as its owner uses it."""
+    return replace(server, admin=replace(server.admin, user="postgres"))
 
 
 async def assert_gone(admin: Admin, role: str) -> None:
