@@ -13,6 +13,7 @@ import os
 import select
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ KEYRING: Final = Keyring(
 INDEX_KEY: Final = base64.b64decode(KEYRING.index)
 CLUSTER: Final = "11111111-2222-4333-8444-555555555555"
 REQUEST_TIMEOUT_S: Final = 60  # a hang is a failure, with the traceback of what hung
+# Well below the sidecar's 75 s: through a port-forward its end of an idle connection is heard of up to a second late.
+REUSED_S: Final = 30.0
 
 
 NO_CACHE: Final = Caching(local_entries=0)  # for those who look at what reaches the nodes
@@ -287,6 +290,7 @@ class Http:
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.port = port
         self._connection = http.client.HTTPConnection(host, port, timeout=REQUEST_TIMEOUT_S)
+        self._used_s = time.monotonic()
 
     def close(self) -> None:
         """Ends the connection."""
@@ -307,8 +311,9 @@ class Http:
         said = {} if sent is None else {"Content-Type": "application/json"}
         if query:
             path += "?" + urlencode(query, doseq=True)
-        if self._is_dropped():
+        if self._is_dropped() or time.monotonic() - self._used_s > REUSED_S:
             self._connection.close()
+        self._used_s = time.monotonic()
         try:
             self._connection.request(method, path, sent, {**said, **(headers or {})})
             response = self._connection.getresponse()
