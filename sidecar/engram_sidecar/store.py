@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -271,7 +271,8 @@ def _replicated(connection: Connection, place: Place) -> Iterator[None]:
     try:
         yield
     finally:
-        connection.remove_log_listener(note)
+        with suppress(asyncpg.InterfaceError):  # it was lost, which is told by what is raised already
+            connection.remove_log_listener(note)
     if "SyncRepWaitForLSN" in warners:
         raise OutcomeUnknown(place.shard, "it was committed, and its copy on a standby was not waited for")
 

@@ -6,14 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from engram_sidecar import routing
 from engram_sidecar.app import Sidecar, serving
+from engram_sidecar.budget import FLOOR_PER_S
+from engram_sidecar.config import read_config
+from engram_sidecar.errors import ShardUnavailable
 from engram_sidecar.settings import Settings
+from engram_sidecar.store import CONNECTIONS_PER_NODE, Store
 from tests.faults import Fault, FaultProxy, fault_proxy
 from tests.harness import NO_CACHE, NUMBERS, RealServer, Tenant, create_tenant, server_folder
 from tests.pooler import admit_pooler, pooler_before
@@ -159,6 +165,28 @@ async def test_a_write_waits_for_a_standby_to_be_promoted(
         assert (await caller("GET", "/v1/items", key="1"))[1]["content"] == "after"
 
 
+async def test_a_write_that_the_pooler_passed_on_to_nobody_did_not_happen(
+    server: RealServer, node_port: int, tmp_path: Path
+) -> None:
+    """PgBouncer refuses at once while it knows that its server is away, and ends the connection with that."""
+    tenant = await tenant_of(server, tmp_path)
+    behind(node_port, tenant)
+    config = read_config(tmp_path)
+    place, store = routing.home(config.shard_map), Store(config.credentials)
+    ask = partial(store.read, place, "is_standby", timeout_s=10)
+    try:
+        await asyncio.gather(*(ask() for _ in range(CONNECTIONS_PER_NODE)))
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(ShardUnavailable):
+            await ask()
+        writes = [store.write(place, "is_standby", timeout_s=10) for _ in range(CONNECTIONS_PER_NODE)]
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {ShardUnavailable}
+    finally:
+        await asyncio.to_thread(server.start)
+        await store.close()
+
+
 async def test_writes_wait_for_a_primary_that_restarts(
     server: RealServer, node_port: int, tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
@@ -222,17 +250,17 @@ async def test_a_node_that_comes_back_is_met_by_one_question(
 async def test_a_node_that_fails_every_question_is_asked_a_fifth_more_at_most(
     server: RealServer, tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
-    """With its breaker out of the way: what bounds the attempts is the budget."""
+    """With its breaker out of the way: what bounds the attempts is the budget, which gives one a second to anybody."""
     tenant = await tenant_of(server, tmp_path, retrieveFailures=100)
     async with fault_proxy(server.admin.port) as proxy, serving(behind(proxy, tenant)) as ports:
         caller = Caller(session, ports)
         await caller.put(1)
         proxy.turn(Fault.RESET)
-        requests = 80
+        requests, began_s = 70, time.monotonic()
         answers = [await caller("GET", "/v1/items", key="1") for _ in range(requests)]
         assert {(status, body["type"].rsplit("/", 1)[1]) for status, body in answers} == {(503, "shard-unavailable")}
         retries = await caller.metric("engram_retries_total", 'operation="retrieve"')
-        assert 0 < retries <= 0.2 * requests
+        assert 0 < retries <= 0.2 * requests + FLOOR_PER_S * (time.monotonic() - began_s)
 
 
 async def test_no_request_is_answered_after_its_deadline(
