@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 CAPACITY: Final = 10_000  # some megabytes; at 100 requests a second an outage of 100 s
 FLUSH_S: Final = 1.0
-AT_ONCE: Final = 2_000  # entries in a statement, about a megabyte
+AT_ONCE: Final = 250  # entries in a statement, put together in one go: some 3 ms
 LOWEST_ERROR: Final = 400
 _KINDS: Final = {Get: "retrieve", Put: "store", Patch: "update", Delete: "delete"}
 # They tell nothing of a memory.

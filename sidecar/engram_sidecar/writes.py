@@ -49,7 +49,9 @@ from engram_sidecar.store import COLLISION_ATTEMPTS, Asks, Place, Row, Transacti
 from engram_sidecar.wire import apply_patch
 
 DELETE_ATTEMPTS: Final = 3
-STATEMENT_CHARS: Final = 1 << 20  # the driver encodes a statement's arguments in one go: some 6 ms
+# The arguments of a statement are put together and encoded in one go: some 6 ms of either.
+STATEMENT_PUTS: Final = 125
+STATEMENT_CHARS: Final = 1 << 20
 
 # What an operation came to: the memory read or stored, None for one that was removed, that told again, or why not.
 Outcome = Memory | None | Replay | SidecarError
@@ -311,12 +313,12 @@ class _Group:
             self.outcomes[number] = await opened(self._rules.sealer, get, memory)
 
     def _statements(self, puts: list[tuple[int, Put]]) -> Iterator[list[tuple[int, Put]]]:
-        """The puts of each statement, in order: at least one, and no more than STATEMENT_CHARS of text."""
+        """The puts of each statement, in order: at least one, at most STATEMENT_PUTS, of STATEMENT_CHARS together."""
         some: list[tuple[int, Put]] = []
         chars = 0
         for number, put in puts:
             size = len(put.draft.content) + len(put.draft.value) + len(self._indexed[number].terms)
-            if some and chars + size > STATEMENT_CHARS:
+            if some and (chars + size > STATEMENT_CHARS or len(some) == STATEMENT_PUTS):
                 yield some
                 some, chars = [], 0
             some.append((number, put))
