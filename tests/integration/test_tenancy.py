@@ -221,6 +221,19 @@ async def test_a_tenant_to_be_erased_leaves_nothing(servers: Servers, isolation:
                     assert await connection.fetch(f"SELECT FROM {place} = $1", stage.role) == [], place
 
 
+async def test_what_an_earlier_try_erased_is_not_counted_as_nothing(servers: Servers) -> None:
+    stage = Stage(servers, reclaimPolicy="Delete")
+    await stage.settle()
+    dsn = stage.api.get(SECRETS, stage.namespace, "dsn-1")
+    kept = dsn["data"]
+    dsn["data"] = {"dsn": base64.b64encode(b"postgresql://a:b@127.0.0.1:1/?sslmode=disable").decode()}
+    stage.apply(is_deleted=True)
+    assert (await stage.run()).result == "waiting"
+    dsn["data"] = kept
+    assert (await stage.run()).result == "acted"
+    assert "what was left of the memories" in stage.events()[-1]
+
+
 async def test_a_finalizer_follows_the_wish_and_never_holds_what_cannot_be_erased(servers: Servers) -> None:
     stage = Stage(servers, reclaimPolicy="Delete")
     await stage.settle()

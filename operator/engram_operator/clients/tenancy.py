@@ -201,11 +201,14 @@ async def sweep(
     return swept
 
 
-async def erase_tenant(admin: Admin, database: str, role: str) -> int:
-    """The number of memories that went: nobody logs in as the tenant any more, and the server holds nothing of it."""
+async def erase_tenant(admin: Admin, database: str, role: str) -> int | None:
+    """The number of memories that went: nobody logs in as the tenant any more, and the server holds nothing of it.
+
+    None if it held nothing before, as after an earlier try.
+    """
     async with alone(admin) as maintenance:
         if not await maintenance.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
-            return 0
+            return None
         async with unhindered(admin, maintenance, role):
             await maintenance.execute(f"ALTER ROLE {quoted(role)} NOLOGIN PASSWORD NULL")
         await end_sessions(maintenance, role)

@@ -60,18 +60,22 @@ async def mark(kube: Kube, term: Term, resource: Manifest, *, is_wanted: bool) -
     )
 
 
-async def erase(kube: Kube, term: Term, cluster: ClusterSpec, seen: Observed, role: str, database: str) -> int:
-    """The number of memories that went from all shards. Raises OperatorError at the first that cannot be asked."""
-    erased = 0
+async def erase(kube: Kube, term: Term, cluster: ClusterSpec, seen: Observed, role: str, database: str) -> int | None:
+    """The number of memories that went from all shards. Raises OperatorError at the first that cannot be asked.
+
+    None if it is not known, as some shards were done by a try before, of which nothing is kept.
+    """
+    erased: list[int | None] = []
     for shard in cluster.shards:
         left_s(term)
         admin = await login(kube, cluster, seen, shard.id)
-        erased += await tenancy.erase_tenant(admin, database, role)
+        erased.append(await tenancy.erase_tenant(admin, database, role))
     redis = await cache_of(kube, cluster, seen)
     if redis is not None:
         await cache.erase_user(redis, role)
     await _remove_keys(kube, term, cluster, role)
-    return erased
+    known = [number for number in erased if number is not None]
+    return sum(known) if len(known) == len(erased) else None
 
 
 async def _remove_keys(kube: Kube, term: Term, cluster: ClusterSpec, role: str) -> None:

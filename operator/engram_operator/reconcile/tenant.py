@@ -219,7 +219,8 @@ class TenantReconciler:
         except OperatorError as error:
             way = 'to let it go unerased: kubectl patch mt --type merge -p \'{"spec":{"reclaimPolicy":"Retain"}}\''
             return Wait(type(error).__name__, f"not erased yet: {error} ({way})", NOWHERE_S, is_fault=True)
-        return f"{erased} memories of {metadata['name']} erased from {len(spec.shards)} shards, with keys and role"
+        memories = "what was left of the memories" if erased is None else f"{erased} memories"
+        return f"{memories} of {metadata['name']} erased from {len(spec.shards)} shards, with keys and role"
 
     async def _observe(self, subject: Subject, resource: Manifest) -> TenantObserved:
         name, namespace = tenant_objects(subject.tenant.name), subject.tenant.namespace
