@@ -250,9 +250,14 @@ class Cluster:
 
 
 def holds(thing: Json, condition: str) -> bool:
-    """Whether a condition of an object is true; it may have none yet, or null."""
-    conditions = thing.get("status", {}).get("conditions") or ()
-    return any((each["type"], each["status"]) == (condition, "True") for each in conditions)
+    """Whether a condition of an object is true."""
+    return any((each["type"], each["status"]) == (condition, "True") for each in conditions(thing))
+
+
+def conditions(thing: Json) -> list[Json]:
+    """An object's; it may have none yet, or null, and an error that came instead of it has a word for a status."""
+    status = thing.get("status")
+    return (status.get("conditions") if isinstance(status, dict) else None) or []
 
 
 def _run(command: list[str], text: str | None, deadline_s: float) -> str:

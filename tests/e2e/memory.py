@@ -4,7 +4,7 @@ import json
 from typing import Any, Final
 
 from engram_contract.names import API_VERSION, CLUSTER_KIND, CLUSTERS, TENANT_KIND
-from tests.e2e.cluster import Cluster, holds
+from tests.e2e.cluster import Cluster, conditions, holds
 from tests.e2e.releases import RESTRICTED
 
 Json = dict[str, Any]
@@ -71,14 +71,13 @@ def patch(cluster: Cluster, namespace: str, spec: Json, name: str = "memory") ->
 
 def condition(body: Json, kind: str) -> Json:
     """One condition of a resource; empty if it has none."""
-    found = body.get("status", {}).get("conditions") or ()
-    return next((each for each in found if each["type"] == kind), {})
+    return next((each for each in conditions(body) if each["type"] == kind), {})
 
 
 def is_ready(body: Json) -> bool:
     """Whether Ready is True for the spec as it is now."""
-    ready = condition(body, "Ready")
-    return holds(body, "Ready") and ready.get("observedGeneration") == body["metadata"]["generation"]
+    told = condition(body, "Ready").get("observedGeneration")
+    return holds(body, "Ready") and told == body["metadata"]["generation"]
 
 
 def wait_ready(cluster: Cluster, namespace: str, name: str = "memory", deadline_s: float = READY_S) -> Json:

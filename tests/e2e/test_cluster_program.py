@@ -148,7 +148,8 @@ def test_two_commands_do_not_work_on_one_cluster_at_once(second: Layout) -> None
     refused = command(second, "down")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "test cluster: another command is at work on this cluster; wait for its end\n"
-    assert first.wait() == 0, first.output
+    assert first.process.wait(DEADLINE_S) == 0, first.output
+    first.wait()
 
 
 @pytest.mark.parametrize("arguments", [[], ["help"], ["up", "now"], ["run"], ["images", "nobody"]])

@@ -302,6 +302,7 @@ async def test_what_is_written_while_redis_is_gone_is_told_when_it_is_back(redis
             assert (await client.mget(keys)).count(b"") >= 20
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_an_outage_of_the_teller_alone_is_made_up_in_order(redis: RedisServer) -> None:
     async with pair(redis) as (teller, other):
         await redis.run("ACL", "SETUSER", ROLE, "-publish")

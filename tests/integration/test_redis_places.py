@@ -22,6 +22,7 @@ from tests.integration.test_bulletin import Listener, listening
 from tests.redis_places import Nodes, Watched, join, nodes, replicated, until, watched
 from tests.redis_server import Program, RedisServer, eventually
 
+pytestmark = pytest.mark.usefixtures("patient_calls")
 ROLE = "t_places"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

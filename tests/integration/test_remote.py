@@ -25,6 +25,7 @@ from engram_sidecar.tally import GENERATION, generation_of
 from tests.harness import KEYRING
 from tests.redis_server import RedisServer, eventually, running
 
+pytestmark = pytest.mark.usefixtures("patient_calls")
 ROLE = "t_remote"
 PART = cache_part(ROLE)
 POSITION = Position(1, 77)

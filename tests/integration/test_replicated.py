@@ -29,6 +29,19 @@ async def wait_for(server: RealServer, standby: str) -> None:
         await admin.execute("SET synchronous_commit = local")
         await admin.execute(STANDBY.format(standby))
         await admin.execute("SELECT pg_reload_conf()")
+    if standby:
+        await until_commits_wait(server)
+
+
+async def until_commits_wait(server: RealServer) -> None:
+    """The checkpointer, which is not waited for, tells the others when it has heard of the new setting."""
+    async with server.session("postgres") as one, server.session("postgres") as admin:
+        while True:
+            commit = asyncio.create_task(one.execute("COMMENT ON DATABASE postgres IS 'commits'"))
+            while not commit.done():
+                if await admin.fetchval(WAITING):
+                    await commit
+                    return
 
 
 async def cancel_until(server: RealServer, done: threading.Event) -> None:

@@ -30,6 +30,7 @@ from tests.e2e.cluster import Cluster
 from tests.e2e.releases import NAMESPACE, RELEASE, image
 
 Json = dict[str, Any]
+OPERATORS: Final = 2
 ADMITTED_S: Final = 1.0
 # Stores one memory and reads it back, at once and without a second try: whoever starts after the sidecar may do that.
 STORE_AND_READ: Final = """
@@ -384,6 +385,7 @@ def short_lives(cluster: Cluster) -> Iterator[None]:
     def told(value: str) -> None:
         cluster.kubectl("set", "env", deployment, f"{ENV_CERTIFICATE_S}{value}", "-n", NAMESPACE)
         cluster.kubectl("rollout", "status", deployment, "-n", NAMESPACE, "--timeout=180s")
+        cluster.wait_until("the old operators to be gone", lambda: len(operators(cluster)) == OPERATORS)
         # The old ones would be kept until their end, which is months away.
         cluster.wait_until("the old certificate to go", lambda: forget(cluster))
 
@@ -392,6 +394,13 @@ def short_lives(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         told("-")
+
+
+def operators(cluster: Cluster) -> list[Json]:
+    """Their pods, those that are ending too: one that leads still makes certificates of its own lifetime."""
+    label = "app.kubernetes.io/component=operator"
+    found: list[Json] = cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods", labelSelector=label)[1]["items"]
+    return found
 
 
 def forget(cluster: Cluster) -> bool:
