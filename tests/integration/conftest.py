@@ -82,6 +82,8 @@ def redis(redis_program: Program, tmp_path: Path) -> Iterator[RedisServer]:
 def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call to Redis takes what it takes: a machine that stands still for a moment is none of the test's business."""
     monkeypatch.setattr("engram_sidecar.redisdoor.CALL_S", 10.0)
+    monkeypatch.setattr("engram_sidecar.redisdoor.CONNECT_S", 10.0)
+    monkeypatch.setattr("engram_sidecar.redisdial.CONNECT_S", 10.0)
     monkeypatch.setattr("engram_sidecar.bulletin.TELL_S", 10.0)
 
 
