@@ -201,16 +201,17 @@ def _operate(parent: dict[str, Any] | list[Any], last: str, operation: dict[str,
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose time goes on only when nothing else is left to do, and then at once to the next timer."""
+    """A loop whose time goes on by `turn_s` a turn, and at once to the next timer when nothing else is left to do."""
 
-    def __init__(self) -> None:
-        self._now_s = 0.0
+    def __init__(self, turn_s: float = 0.0) -> None:
+        self._now_s, self._turn_s = 0.0, turn_s
         super().__init__(selectors.SelectSelector())
 
     def time(self) -> float:
         return self._now_s
 
     def _run_once(self) -> None:
+        self._now_s += self._turn_s
         if not self._ready and self._scheduled:  # type: ignore[attr-defined]
             timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
             self._now_s = max([self._now_s, *sorted(timers)[:1]])

@@ -19,6 +19,7 @@ from engram_sidecar.errors import (
 from engram_sidecar.failover import AT_ONCE, MAX_WAITING_BYTES, PROBE_S, Lane
 from engram_sidecar.patience import Patience
 
+pytestmark = pytest.mark.virtual_time
 GONE = ShardUnavailable("s0", "connection refused")
 TUNED = Resilience(failover_seconds=10)
 SHORT = Resilience(failover_seconds=1)
@@ -236,6 +237,24 @@ async def test_after_the_wait_all_are_refused_and_later_ones_at_once() -> None:
     await asyncio.sleep(0.01)
     primary.is_there = True
     assert await waits == 9
+
+
+async def test_what_it_waits_takes_nothing_of_the_requests_own_time() -> None:
+    primary, patience, left_s = Primary(), Patience(), list[float]()
+    patience.begin(asyncio.get_running_loop().time(), 5.0, TUNED.failover_seconds)
+
+    async def attempt(is_awaited: bool) -> None:
+        assert patience.by_s is not None
+        left_s.append(patience.by_s - asyncio.get_running_loop().time())
+        if not primary.is_there:
+            raise GONE
+
+    waiting = asyncio.ensure_future(primary.lane.run(attempt, patience, TUNED))
+    await asyncio.sleep(7)
+    primary.is_there = True
+    await waiting
+    assert left_s == pytest.approx([5] * len(left_s), abs=0.01)
+    assert len(left_s) > 20
 
 
 async def test_one_that_leaves_makes_room_and_holds_nobody_up() -> None:

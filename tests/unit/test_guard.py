@@ -34,6 +34,7 @@ from engram_sidecar.records import Conditions, Draft, ETag, Put
 from engram_sidecar.store import CONNECTIONS_PER_NODE, Place
 from engram_sidecar.writes import is_repeatable, put_arguments
 
+pytestmark = pytest.mark.virtual_time
 PLACE = Place("s0", Node("s0-0", "localhost", 1), "engram")
 OTHER = Place("s1", Node("s1-0", "localhost", 2), "engram")
 ID = MemoryId(7, UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))

@@ -22,6 +22,7 @@ from engram_sidecar.patience import begin_request
 from engram_sidecar.replicas import Replicas
 from engram_sidecar.store import Place
 
+pytestmark = pytest.mark.virtual_time
 NAMES = ("p", "r0", "r1")
 MEMBERS = tuple(Node(name, "localhost", port) for port, name in enumerate(NAMES, 1))
 SHARD = Shard("s0", "engram", (Node("rw", "localhost", 9),), members=MEMBERS)
